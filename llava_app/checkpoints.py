@@ -1,0 +1,164 @@
+"""What a model is, as the card in its folder says, and the list of models this machine can choose from."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llava_app.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+CARD_NAME = "card.json"
+FORMAT = 1
+STAGES = ("base", "align", "instruct")
+IMAGE_MODES = ("pad", "crop")
+DEMO = Path(__file__).parent / "demo"
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is: everything that the app decides by, so that nothing is read from a name."""
+
+    name: str  # shown in lists
+    source: str  # folder path or Hub id
+    kind: str  # "built-in" | "run" | "hub"
+    stage: str  # what was trained last: "base" (nothing yet) | "align" | "instruct"
+    template: str  # name of the chat template it was trained with
+    image_mode: str  # "pad" | "crop"
+    trained: tuple[str, ...] = ()  # parts that the last stage trained
+    base: str | None = None
+    base_revision: str | None = None
+    data: dict[str, Any] = field(default_factory=dict, hash=False)
+    recipe: dict[str, Any] = field(default_factory=dict, hash=False)
+    scores: dict[str, Any] = field(default_factory=dict, hash=False)
+    files: dict[str, str] = field(default_factory=dict, hash=False)  # path in the folder → sha256, hex
+    about: str = ""  # one honest sentence for the page
+
+
+HUB_PRESETS = tuple(
+    Card(
+        name=f"LLaVA-1.5-{size}",
+        source=f"llava-hf/llava-1.5-{size.lower()}-hf",
+        kind="hub",
+        stage="instruct",
+        template="vicuna_v1",
+        image_mode="pad",
+        about=f"LLaVA-1.5 of Liu et al. with {billions} billion parameters: photographs, memes, charts, text in pictures. "
+        f"The first use downloads {gigabytes} GB from the Hub.",
+    )
+    for size, billions, gigabytes in (("7B", 7, 14), ("13B", 13, 27))
+)
+
+# card.json: field → type; `source` and `kind` are not in it, they follow from where it was found.
+_ON_DISK: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "stage": str,
+    "template": str,
+    "image_mode": str,
+    "trained": list,
+    "base": (str, type(None)),
+    "base_revision": (str, type(None)),
+    "data": dict,
+    "recipe": dict,
+    "scores": dict,
+    "files": dict,
+    "about": str,
+}
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a finished checkpoint folder. Raises ModelError when it is missing, malformed or lists absent files."""
+    path = Path(folder) / CARD_NAME
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} holds no {CARD_NAME}, so it is not a finished model. Choose a folder that training has completed."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). Restore the file or train the model again.") from error
+    _check(stored, path)
+    kind = "built-in" if DEMO.resolve() in path.resolve().parents else "run"
+    values = {name: stored[name] for name in _ON_DISK} | {"trained": tuple(stored["trained"])}
+    return Card(source=str(folder), kind=kind, **values)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Finish a checkpoint: hash every file of the folder (but `state/`) and write card.json last, by rename.
+
+    Until the rename the folder is not listed, so a crash leaves no half model behind.
+    """
+    stored = {name: value for name, value in asdict(replace(card, files=_hashes(folder))).items() if name in _ON_DISK}
+    temporary = folder / (CARD_NAME + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT} | stored, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / CARD_NAME)
+
+
+def built_in() -> Card:
+    """The small model that this project trained itself and ships. Raises ModelError when its folder is damaged."""
+    return read_card(DEMO / "memeworld")
+
+
+def catalogue(runs: Path = RUNS) -> list[Card]:
+    """Models to choose from: built-in ones, finished runs (newest first), Hub presets.
+
+    A folder without a card is unfinished and not listed; a broken one is skipped with a warning in the log.
+    """
+    return _cards_below(DEMO) + sorted(_cards_below(runs), key=_finished_at, reverse=True) + list(HUB_PRESETS)
+
+
+def find(name_or_path: str, runs: Path = RUNS) -> Card:
+    """The model with this name, Hub id or folder. Raises ModelError that lists what there is."""
+    cards = catalogue(runs)
+    for card in cards:
+        if name_or_path in (card.source, card.name, Path(card.source).name):
+            return card
+    if Path(name_or_path).is_dir():
+        return read_card(Path(name_or_path))
+    known = ", ".join(card.name for card in cards)
+    raise ModelError(f"There is no model “{name_or_path}”. Choose one of {known}, or give the path of a model folder.")
+
+
+def _check(stored: Any, path: Path) -> None:
+    """Raise ModelError unless `stored` is a complete card of this format whose files are all there."""
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        found = stored.get("format") if isinstance(stored, dict) else type(stored).__name__
+        raise ModelError(f"{path} has format {found}; this version reads format {FORMAT}. Update the app or the card.")
+    wrong = [name for name, kind in _ON_DISK.items() if name not in stored or not isinstance(stored[name], kind)]
+    wrong += [name for name, allowed in (("stage", STAGES), ("image_mode", IMAGE_MODES)) if stored.get(name) not in allowed]
+    if wrong:
+        raise ModelError(f"{path} has a missing or wrong {', '.join(dict.fromkeys(wrong))}. Train the model again.")
+    absent = [name for name in stored["files"] if not (path.parent / name).is_file()]
+    if absent:
+        raise ModelError(f"{path.parent} lacks {', '.join(absent)}. Copy the whole folder again.")
+
+
+def _cards_below(parent: Path) -> list[Card]:
+    cards = []
+    for path in sorted(parent.glob(f"*/{CARD_NAME}")):
+        try:
+            cards.append(read_card(path.parent))
+        except ModelError as error:
+            logger.warning("Not listed: %s", error)
+    return cards
+
+
+def _finished_at(card: Card) -> float:
+    return (Path(card.source) / CARD_NAME).stat().st_mtime
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
+        for name, path in names.items()
+        if not name.startswith("state/") and name not in (CARD_NAME, CARD_NAME + ".tmp")
+    }

@@ -1,0 +1,92 @@
+"""What every engine is: it takes a conversation and hands out the answer in pieces. Local and remote engines look alike."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from llava_app.checkpoints import Card
+from llava_app.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy; a seed makes a sampled answer repeatable.
+
+    Raises ValueError for a value outside its bounds; `clamped` moves it to the nearest bound instead.
+    """
+
+    temperature: float = 0.2
+    top_p: float = 0.95
+    max_new_tokens: int = 512
+    seed: int | None = None
+
+    TEMPERATURE: ClassVar[tuple[float, float]] = (0.0, 2.0)
+    TOP_P: ClassVar[tuple[float, float]] = (0.05, 1.0)
+    MAX_NEW_TOKENS: ClassVar[tuple[int, int]] = (1, 2048)
+    SEED: ClassVar[tuple[int, int]] = (0, 2**32 - 1)
+
+    def __post_init__(self) -> None:
+        bounded = {
+            "temperature": (self.temperature, self.TEMPERATURE),
+            "top_p": (self.top_p, self.TOP_P),
+            "max_new_tokens": (self.max_new_tokens, self.MAX_NEW_TOKENS),
+            "seed": (self.SEED[0] if self.seed is None else self.seed, self.SEED),
+        }
+        for name, (value, (low, high)) in bounded.items():
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must lie between {low} and {high}.")
+
+    @classmethod
+    def clamped(
+        cls,
+        *,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        max_new_tokens: float | None = None,
+        seed: float | None = None,
+    ) -> "Sampling":
+        """The nearest allowed setting to numbers from outside; None and NaN mean the default."""
+        return cls(
+            temperature=_clamp(temperature, cls.temperature, cls.TEMPERATURE),
+            top_p=_clamp(top_p, cls.top_p, cls.TOP_P),
+            max_new_tokens=int(_clamp(max_new_tokens, cls.max_new_tokens, cls.MAX_NEW_TOKENS)),
+            seed=None if seed is None or math.isnan(seed) else int(_clamp(seed, 0, cls.SEED)),
+        )
+
+
+def _clamp(value: float | None, default: float, bounds: tuple[float, float]) -> float:
+    if value is None or math.isnan(value):
+        return default
+    low, high = bounds
+    return min(max(value, low), high)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer, in order; the texts joined are the answer.
+
+    An empty text without `finish` is a heartbeat, sent at least every 0.2 s while there is nothing to show.
+    """
+
+    text: str
+    finish: str | None = None  # on the last piece only: "stop" (end token) | "length" | "stopped" (engine closed) | "time"
+    tokens: int = 0  # written so far, the end token included; 0 where the engine cannot count
+    phase: str = "reading"  # what a heartbeat before the first token waits for: "queued" | "reading"
+
+
+class Engine(Protocol):
+    """Something that answers. `answer` may be called from any thread."""
+
+    card: Card
+
+    def answer(self, conversation: Conversation, sampling: Sampling) -> Iterator[Piece]:
+        """The answer to the open last turn. Closing the iterator stops the model within one token and never waits.
+
+        Raises UserError (ContextError when the conversation is too long) or, for a fault, whatever went wrong.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the model's memory back. Running and waiting answers end."""
+        ...
