@@ -88,7 +88,9 @@ class Conversation:
     def edit(self, index: int, question: str) -> Self:
         """Ask turn `index` (from 0) anew, with its pictures, and drop the turns after it. ValueError out of range."""
         if not 0 <= index < len(self.turns):
-            raise ValueError(f"there is no turn {index} to edit; the conversation has {len(self.turns)}, counted from 0")
+            raise ValueError(
+                f"there is no turn {index} to edit; the conversation has {len(self.turns)}, counted from 0"
+            )
         return replace(self, turns=(*self.turns[:index], Turn(question, self.turns[index].images)))
 
     def _with_last(self, turn: Turn) -> Self:
@@ -161,7 +163,7 @@ def _check_roles(roles: Sequence[str], offset: int) -> None:
         if role != expected:
             raise DataError(f'message {index + offset} is from "{role}"; it must be from "{expected}"')
     if not roles or len(roles) % 2:
-        raise DataError(f"question {len(roles) // 2 + 1} has no answer; the last message must be from \"gpt\"")
+        raise DataError(f'question {len(roles) // 2 + 1} has no answer; the last message must be from "gpt"')
 
 
 def _split_marks(value: str) -> tuple[int, str]:
