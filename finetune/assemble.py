@@ -1,0 +1,164 @@
+"""A pretrained vision tower + a pretrained language model → a LLaVA whose projector has learned nothing yet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionModel,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipVisionModel,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from llava_app.checkpoints import Card, write_card
+from llava_app.errors import ModelError
+from llava_app.loading import make_processor
+
+IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+FEATURE_LAYER = -2  # of the vision tower, as in LLaVA-1.5
+PROJECTORS = {"mlp2x_gelu": "gelu", "linear": "linear"}  # LLaVA's name → the activation between the two layers
+
+
+@dataclass(frozen=True)
+class Tower:
+    """How LLaVA reads one family of vision towers: "default" drops the class token, "full" keeps every feature."""
+
+    model: type[PreTrainedModel]
+    select: str
+
+
+CLIP, SIGLIP = Tower(CLIPVisionModel, "default"), Tower(SiglipVisionModel, "full")
+TOWERS = {"clip": CLIP, "clip_vision_model": CLIP, "siglip": SIGLIP, "siglip_vision_model": SIGLIP}
+
+
+def assemble(
+    vision: Path,
+    language: Path,
+    out: Path,
+    *,
+    projector: str = "mlp2x_gelu",
+    image_mode: str = "pad",
+    template: str = "vicuna_v1",
+    dtype: torch.dtype = torch.float16,
+    seed: int = 0,
+) -> Card:
+    """Write a LLaVA made of the two folders to `out`, stored in `dtype`; returns its card (stage "base").
+
+    The tokenizer gets <image> and <pad> where it lacks them. The projector is drawn from `seed`.
+    Raises ModelError when a folder holds no such model, or `out` is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ModelError(f"{out} is not empty. Give a new folder.")
+    tower, select = _load_tower(vision)
+    text, tokenizer = _load_language(language)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        image_token_id = _add_tokens(text, tokenizer)
+        model = _join(tower, text, image_token_id=image_token_id, activation=PROJECTORS[projector], select=select)
+    model.generation_config = _generation_config(model, text, tokenizer)
+    processor = make_processor(model.config, tokenizer, image_mode=image_mode, template_name=template)
+    model.to(dtype).save_pretrained(out)
+    processor.save_pretrained(out)
+    card = Card(
+        name=out.name,
+        source=str(out),
+        kind="run",
+        stage="base",
+        template=template,
+        image_mode=image_mode,
+        base=f"{vision.name} + {language.name}",
+        about="A vision tower and a language model put together; its projector has learned nothing, so it cannot see.",
+    )
+    write_card(out, card)
+    return card
+
+
+def _load_tower(folder: Path) -> tuple[PreTrainedModel, str]:
+    model_type = _config(folder).model_type
+    if model_type not in TOWERS:
+        raise ModelError(f"{folder} is a {model_type!r} model; a vision tower is one of {', '.join(TOWERS)}.")
+    tower = TOWERS[model_type]
+    return tower.model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True), tower.select
+
+
+def _load_language(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    _config(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        return model, AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} holds no causal language model with its tokenizer: {error}") from error
+
+
+def _config(folder: Path) -> AutoConfig:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} is not a model folder: {error}") from error
+
+
+def _add_tokens(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Grow tokenizer and embeddings by <image> and a padding token where missing; returns the id of <image>."""
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    if len(tokenizer) > text.get_input_embeddings().num_embeddings:
+        text.resize_token_embeddings(len(tokenizer))
+    return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+
+def _join(
+    tower: PreTrainedModel, text: PreTrainedModel, *, image_token_id: int, activation: str, select: str
+) -> LlavaForConditionalGeneration:
+    for half in (tower, text):
+        half.config._name_or_path = ""  # it would be stored, and says only where the half lay on this machine
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=text.config,
+        image_token_index=image_token_id,
+        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
+        projector_hidden_act=activation,
+        vision_feature_select_strategy=select,
+        vision_feature_layer=FEATURE_LAYER,
+    )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower = tower
+    model.model.language_model = text.base_model
+    model.lm_head = text.get_output_embeddings()
+    model.model.multi_modal_projector = _new_projector(config)
+    return model
+
+
+def _new_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
+    """The projector as the original LLaVA starts it: torch's own start of linear layers.
+
+    A linear projector is the two-layer class with nothing between the layers and the identity as the second one.
+    """
+    projector = LlavaMultiModalProjector(config)
+    if config.projector_hidden_act == "linear":
+        nn.init.eye_(projector.linear_2.weight)
+        nn.init.zeros_(projector.linear_2.bias)
+    return projector
+
+
+def _generation_config(
+    model: PreTrainedModel, text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """Greedy, with the language model's end tokens; the image token stands for a picture and is never to be written."""
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=text.generation_config.eos_token_id or tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[model.config.image_token_id],
+    )

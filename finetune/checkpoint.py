@@ -1,0 +1,171 @@
+"""A run's folder: its settings, the states to resume from, and the finished model.
+
+runs/NAME/            the finished model; card.json is written last
+runs/NAME/run.yaml    base, data and recipe
+runs/NAME/log.jsonl   one line per step
+runs/NAME/state/      step-N folders, the newest KEEP of them, until the run is finished
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
+
+from finetune.recipe import Recipe, recipe_from
+from llava_app.checkpoints import CARD_NAME
+from llava_app.errors import TrainingError
+
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: where it starts, what it learns from, and how."""
+
+    name: str
+    base: str
+    data: Path
+    images: Path
+    recipe: Recipe
+    allow_refused: float = 0.01
+
+    def save(self, folder: Path) -> None:
+        """Write run.yaml."""
+        settings = {**asdict(self), "data": str(self.data), "images": str(self.images)}
+        (folder / "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def load_run(folder: Path) -> Run:
+    """The settings of a started run. Raises TrainingError when there is none in `folder`."""
+    path = folder / "run.yaml"
+    if not path.is_file():
+        raise TrainingError(f"There is no run to resume in {folder}. Start it without --resume.")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    paths = {"data": Path(settings["data"]), "images": Path(settings["images"])}
+    return Run(**{**settings, **paths, "recipe": recipe_from(settings["recipe"])})
+
+
+def start_folder(folder: Path) -> None:
+    """Make the folder of a new run. Raises TrainingError when there is a run of that name."""
+    if (folder / CARD_NAME).exists():
+        raise TrainingError(f"The run {folder.name} is finished. Choose another --name, or delete {folder}.")
+    if (folder / "run.yaml").exists():
+        raise TrainingError(f"The run {folder.name} was started already. Add --resume, or delete {folder}.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The state with the most steps in a run's folder."""
+    states = [path for path in (folder / "state").glob("step-*") if path.is_dir()]
+    return max(states, key=_step, default=None)
+
+
+def save_state(
+    folder: Path, step: int, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator
+) -> None:
+    """Write all that the next steps depend on: float32 weights, optimiser, random numbers. Keeps the newest KEEP.
+
+    Written beside its place and renamed, so a kill at any moment leaves whole states only. Every process calls this.
+    """
+    temporary = folder / "state" / "partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(
+            {name: weight.detach().contiguous() for name, weight in learning.items()}, temporary / "weights.safetensors"
+        )
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+    accelerator.wait_for_everyone()
+    torch.save(_random_states(), temporary / f"random-{accelerator.process_index}.pt")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        temporary.rename(folder / "state" / f"step-{step}")
+        for old in sorted((folder / "state").glob("step-*"), key=_step)[:-KEEP]:
+            shutil.rmtree(old)
+
+
+def load_state(state: Path, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator) -> int:
+    """Put a saved state back into the weights, the optimiser and the random numbers; returns its number of steps."""
+    weights = load_file(state / "weights.safetensors")
+    if weights.keys() != learning.keys():
+        raise TrainingError(
+            f"{state} holds other weights than this stage trains. Start the run anew under another name."
+        )
+    with torch.no_grad():
+        for name, weight in learning.items():
+            weight.copy_(weights[name])
+    optimizer.load_state_dict(torch.load(state / "optimizer.pt", map_location="cpu", weights_only=True))
+    random = state / f"random-{accelerator.process_index}.pt"
+    if random.is_file():  # absent where more processes resume than were stopped
+        _restore_random_states(torch.load(random, weights_only=True))
+    return _step(state)
+
+
+def save_model(
+    folder: Path, model: PreTrainedModel, weights: dict[str, Tensor], *, processor: ProcessorMixin, dtype: torch.dtype
+) -> None:
+    """Write a standard folder: `weights` as safetensors in `dtype`, configs, processor and chat template.
+
+    The model itself stays as it is.
+    """
+    with torch.device("meta"):
+        shell = type(model)(copy.deepcopy(model.config))
+    shell.load_state_dict({name: weight.detach().to("cpu", dtype) for name, weight in weights.items()}, assign=True)
+    shell.tie_weights()
+    shell.generation_config = model.generation_config
+    shell.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def try_saving(folder: Path, model: PreTrainedModel, *, processor: ProcessorMixin, dtype: torch.dtype) -> None:
+    """Save once and delete it: a full disk or a config that cannot be saved shows before training, not after."""
+    trial = folder / "state" / "trial"
+    try:
+        save_model(trial, model, model.state_dict(), processor=processor, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"The model cannot be saved in {folder}: {error}") from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def stored_dtype(source: str) -> torch.dtype:
+    """The precision in which a checkpoint lies on disk; what is trained from it is stored in the same."""
+    return AutoConfig.from_pretrained(source).dtype or torch.float32
+
+
+def drop_states(folder: Path) -> None:
+    """Delete the states of a finished run; they take several times the model's room."""
+    shutil.rmtree(folder / "state", ignore_errors=True)
+
+
+def cut_log(folder: Path, step: int) -> None:
+    """Drop the log's lines after `step`: a resumed run writes them again."""
+    path = folder / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def _step(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))
+
+
+def _random_states() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
