@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from llava_app.conversation import Conversation
-from llava_app.engine import Engine, Sampling
+from llava_app.engine import Engine, Piece, Sampling
 from llava_app.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -20,14 +20,74 @@ class Progress:
     conversation: Conversation  # what to keep if nothing more came: the answer so far, marked "stopped" until the last
     text: str  # the answer so far
     phase: str  # "queued" | "reading" | "writing" | "done" (the last one)
-    seconds_to_first: float | None = None  # from the call to the first text; None before it
-    tokens_per_second: float | None = None  # after the first token; None until two tokens were counted
+    seconds_to_first: float | None = None  # from the call to the first token; None before it
+    tokens_per_second: float | None = None  # after the first token; None until it means something
 
 
-def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Iterator[Progress]:
+def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Generator[Progress, None, None]:
     """Stream the answer to the open last turn of `conversation`; the last Progress holds the finished conversation.
 
     Closing the iterator stops the model; the conversation of the last Progress is then the one to keep.
-    Raises UserError; the caller's conversation is as it was, its question still open.
+    Raises UserError, for a fault with an id that finds it in the log; the caller's conversation is as it was, its
+    question still open.
     """
-    raise NotImplementedError
+    pieces = engine.answer(conversation, sampling)
+    try:
+        yield from _progress(pieces, conversation)
+    except UserError:
+        raise
+    except Exception as error:
+        identifier = secrets.token_hex(4)
+        logger.exception("Error %s while %s answered", identifier, engine.card.name)
+        raise UserError(
+            f"Something went wrong (error id {identifier}). Send the question again; if it fails again, "
+            "start a new chat. The log of the app says more under this id."
+        ) from error
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()  # at once, not when the garbage collector comes by
+
+
+def _progress(pieces: Iterator[Piece], conversation: Conversation) -> Iterator[Progress]:
+    pace = _Pace(time.monotonic())
+    text = ""
+    for piece in pieces:
+        text += piece.text
+        pace = pace.after(piece, time.monotonic())
+        phase = "writing" if pace.first is not None else piece.phase
+        yield Progress(
+            conversation.answer(text, finish=piece.finish or "stopped"),
+            text,
+            "done" if piece.finish else phase,
+            pace.seconds_to_first,
+            pace.tokens_per_second,
+        )
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """When tokens came, on the monotonic clock in seconds."""
+
+    asked: float
+    first: float | None = None
+    first_tokens: int = 0  # how many had come by then
+    last: float = 0.0
+    tokens: int = 0
+
+    def after(self, piece: Piece, now: float) -> "_Pace":
+        if self.first is None:
+            arrived = bool(piece.text or piece.tokens)
+            return _Pace(self.asked, now, piece.tokens, now, piece.tokens) if arrived else self
+        if piece.tokens <= self.tokens:
+            return self
+        return _Pace(self.asked, self.first, self.first_tokens, now, piece.tokens)
+
+    @property
+    def seconds_to_first(self) -> float | None:
+        return None if self.first is None else self.first - self.asked
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        if self.first is None or self.last <= self.first:
+            return None
+        return (self.tokens - self.first_tokens) / (self.last - self.first)

@@ -48,7 +48,7 @@ HUB_PRESETS = tuple(
         stage="instruct",
         template="vicuna_v1",
         image_mode="pad",
-        about=f"LLaVA-1.5 of Liu et al. with {billions} billion parameters: photographs, memes, charts, text in pictures. "
+        about=f"LLaVA-1.5 by Liu et al., {billions} billion parameters: photographs, memes, charts, text in pictures. "
         f"The first use downloads {gigabytes} GB from the Hub.",
     )
     for size, billions, gigabytes in (("7B", 7, 14), ("13B", 13, 27))
@@ -72,13 +72,13 @@ _ON_DISK: dict[str, type | tuple[type, ...]] = {
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a finished checkpoint folder. Raises ModelError when it is missing, malformed or lists absent files."""
+    """The card of a finished checkpoint folder. Raises ModelError when it is missing or malformed, or a file is."""
     path = Path(folder) / CARD_NAME
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} holds no {CARD_NAME}, so it is not a finished model. Choose a folder that training has completed."
+            f"{folder} holds no {CARD_NAME}, so it is no finished model. Choose a folder that training has completed."
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error}). Restore the file or train the model again.") from error
@@ -133,7 +133,9 @@ def _check(stored: Any, path: Path) -> None:
         found = stored.get("format") if isinstance(stored, dict) else type(stored).__name__
         raise ModelError(f"{path} has format {found}; this version reads format {FORMAT}. Update the app or the card.")
     wrong = [name for name, kind in _ON_DISK.items() if name not in stored or not isinstance(stored[name], kind)]
-    wrong += [name for name, allowed in (("stage", STAGES), ("image_mode", IMAGE_MODES)) if stored.get(name) not in allowed]
+    wrong += [
+        name for name, allowed in (("stage", STAGES), ("image_mode", IMAGE_MODES)) if stored.get(name) not in allowed
+    ]
     if wrong:
         raise ModelError(f"{path} has a missing or wrong {', '.join(dict.fromkeys(wrong))}. Train the model again.")
     absent = [name for name in stored["files"] if not (path.parent / name).is_file()]
@@ -156,9 +158,12 @@ def _finished_at(card: Card) -> float:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {
-        name: hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
-        for name, path in names.items()
-        if not name.startswith("state/") and name not in (CARD_NAME, CARD_NAME + ".tmp")
-    }
+    """sha256 of every file that belongs to the model, by its path in the folder."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    unhashed = (CARD_NAME, CARD_NAME + ".tmp")
+    return {name: _hash(path) for name, path in paths.items() if not name.startswith("state/") and name not in unhashed}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

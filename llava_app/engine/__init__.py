@@ -1,4 +1,4 @@
-"""What every engine is: it takes a conversation and hands out the answer in pieces. Local and remote engines look alike."""
+"""What every engine is, local or remote: it takes a conversation and hands out the answer in pieces."""
 
 import math
 from collections.abc import Iterator
@@ -70,7 +70,9 @@ class Piece:
     """
 
     text: str
-    finish: str | None = None  # on the last piece only: "stop" (end token) | "length" | "stopped" (engine closed) | "time"
+    finish: str | None = (
+        None  # on the last piece only: "stop" (end token) | "length" | "stopped" (engine closed) | "time"
+    )
     tokens: int = 0  # written so far, the end token included; 0 where the engine cannot count
     phase: str = "reading"  # what a heartbeat before the first token waits for: "queued" | "reading"
 
