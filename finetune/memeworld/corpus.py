@@ -14,7 +14,7 @@ from llava_app.conversation import Conversation
 from llava_app.prompts import render, template_text
 
 VOCABULARY = 1024
-DIALOGUE_LENGTH = 256  # tokens of a row; a dialogue ends with the last exchange that fits
+DIALOGUE_LENGTH = 256  # tokens of a row; longer dialogues are cut
 CAPTION_LENGTH = 128
 SCENES = {"train": 0.85, "combinations": 0.15}  # words may name the combinations that pictures never show
 
@@ -50,7 +50,8 @@ def _texts(documents: int) -> Iterator[str]:
     for number in range(documents):
         rng = random.Random(f"tokenizer/{number}")
         exchanges, scene = _dialogue(rng, 6)
-        yield "\n".join([_opening(rng, scene), *(f"{e.question} ASSISTANT: {e.answer}" for e in exchanges)])
+        asked = [f"USER: {exchange.question} ASSISTANT: {exchange.answer}" for exchange in exchanges]
+        yield "\n".join([talk.as_text(rng, scene), *asked])
         if number % 10 == 0:
             yield render(Conversation().ask("Hello").answer("Hello!"), template_text("vicuna_v1"), open_answer=False)
 
@@ -60,10 +61,6 @@ def _scene(rng: random.Random) -> Scene:
     return make_scene(split, rng.randrange(10**9, 2 * 10**9))  # numbers that no picture of any split uses
 
 
-def _opening(rng: random.Random, scene: Scene) -> str:
-    return talk.as_text(rng, scene)
-
-
 def _dialogue(rng: random.Random, turns: int) -> tuple[list[talk.Exchange], Scene]:
     scene = _scene(rng)
     return talk.dialogue(rng, scene, turns), scene
@@ -71,10 +68,10 @@ def _dialogue(rng: random.Random, turns: int) -> tuple[list[talk.Exchange], Scen
 
 def text_conversation(rng: random.Random) -> Conversation:
     """A dialogue about a scene told in words; one in twenty is about no scene at all, and says so."""
-    exchanges, scene = _dialogue(rng, rng.randint(4, 8))
+    exchanges, scene = _dialogue(rng, rng.randint(7, 11))
     if rng.random() < 0.05:
         return without_picture(rng, scene)
-    conversation = Conversation().ask(f"{_opening(rng, scene)}\n{exchanges[0].question}").answer(exchanges[0].answer)
+    conversation = Conversation().ask(f"{talk.as_text(rng, scene)}\n{exchanges[0].question}").answer(exchanges[0].answer)
     for exchange in exchanges[1:]:
         conversation = conversation.ask(exchange.question).answer(exchange.answer)
     return conversation
@@ -113,7 +110,7 @@ def _pieces(conversation: Conversation, template: str) -> list[tuple[str, bool]]
 def caption_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, count: int) -> Rows:
     """`count` scenes in words, each followed by its short caption; the caption is supervised."""
     scenes = [_scene(rng) for _ in range(count)]
-    return _rows(tokenizer, [[(_opening(rng, s) + "\n", False), (talk.caption(s) + "\n", True)] for s in scenes], CAPTION_LENGTH)
+    return _rows(tokenizer, [[(talk.as_text(rng, s) + "\n", False), (talk.caption(s) + "\n", True)] for s in scenes], CAPTION_LENGTH)
 
 
 def _rows(tokenizer: PreTrainedTokenizerFast, documents: list[list[tuple[str, bool]]], length: int) -> Rows:
