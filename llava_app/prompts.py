@@ -1,47 +1,167 @@
 """The one renderer: a conversation → the text, the token ids, and the mask of the answers."""
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
-from transformers import ProcessorMixin
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_app.conversation import Conversation
+from llava_app.errors import ModelError
 
 TEMPLATES = ("plain", "vicuna_v1")
+LONGEST = 8  # long side over short side, beyond which only the middle is shown to a model that crops
+_FOLDER = Path(__file__).parent / "templates"
+_rendering = Lock()  # transformers keeps the mask of the text being rendered in the template that all threads share
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation as a model takes it, S tokens and I pictures. No batch axis on the tokens."""
+    """One conversation as a model takes it: S tokens and I pictures, without a batch axis."""
 
-    input_ids: torch.Tensor  # (S,) int64; every picture is as many image tokens as the model makes features of it
+    input_ids: torch.Tensor  # (S,) int64; a picture is as many image tokens as the model makes features of it
     supervised: torch.Tensor  # (S,) bool; true on the answers and their end token
     pixel_values: torch.Tensor | None  # (I, 3, H, W) float32; None without pictures
 
 
+@dataclass(frozen=True)
+class _Rendered:
+    text: str
+    answers: list[tuple[int, int]]  # where in the text answers and their end tokens stand, [begin, end)
+
+
 def template_text(name: str) -> str:
-    """The Jinja text of a template in `TEMPLATES`. ModelError when there is none of that name."""
-    raise NotImplementedError
+    """The Jinja text of one of `TEMPLATES`. ModelError when there is none of that name."""
+    if name not in TEMPLATES:
+        raise ModelError(f"There is no template {name!r}; choose one of {', '.join(TEMPLATES)}.")
+    return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation as chat templates read it: role and content, pictures before text."""
-    raise NotImplementedError
+    """The conversation as chat templates read it: roles, and contents with a turn's pictures before its text."""
+    return _messages(conversation, spell=str)
 
 
 def render(conversation: Conversation, template: str, *, open_answer: bool) -> str:
-    """The prompt as text, with Llama's `</s>` as the end token and without a begin token; `<image>` per picture.
+    """The prompt as text: `<image>` for every picture, Llama's `</s>` as the end token, no begin token.
 
-    `template` is Jinja text. `open_answer`: the last turn is open, and the prompt ends where its answer starts;
-    otherwise every turn is answered.
+    `template` is Jinja text. With `open_answer` the last turn is open and the prompt ends where its answer starts;
+    without, every turn is answered. ValueError when the conversation is not so.
     """
-    raise NotImplementedError
+    _check_turns(conversation, open_answer)
+    return _render(messages(conversation), template, open_answer=open_answer, special={"eos_token": "</s>"}).text
 
 
 def encode(conversation: Conversation, processor: ProcessorMixin, *, open_answer: bool) -> Encoded:
-    """Render with the processor's chat template and tokenise. Chat, training and evaluation all come through here.
+    """Render with the processor's chat template and tokenise; chat, training and evaluation all come through here.
 
-    What a person typed never becomes a special token.
+    The ids are those of `processor.apply_chat_template`, except that nothing typed becomes a special token: it is
+    tokenised as the text it is. `open_answer` and ValueError as in `render`.
     """
-    raise NotImplementedError
+    _check_turns(conversation, open_answer)
+    tokenizer, mark = processor.tokenizer, _unused_character(conversation)
+    tokens = _token_starts(tokenizer)
+    typed = _messages(conversation, spell=lambda text: tokens.sub(lambda start: start[0] + mark, text))
+    special = tokenizer.special_tokens_map
+    rendered = _render(typed, processor.chat_template, open_answer=open_answer, special=special)
+    ids, supervised = _tokenise(rendered, tokenizer, mark=mark)
+    if not conversation.pictures:
+        return Encoded(ids, supervised, None)
+    pictures = [_bounded(picture.image, processor) for picture in conversation.pictures]
+    seen = processor.image_processor(pictures, return_tensors="pt")
+    repeats = torch.ones_like(ids)
+    repeats[ids == processor.image_token_id] = _image_tokens(seen, processor)
+    return Encoded(ids.repeat_interleave(repeats), supervised.repeat_interleave(repeats), seen["pixel_values"])
+
+
+def _check_turns(conversation: Conversation, open_answer: bool) -> None:
+    if not conversation.turns:
+        raise ValueError("the conversation has no turns; ask something first")
+    if open_answer and not conversation.is_open:
+        raise ValueError("the last turn has its answer already; open it with retry, or ask again")
+    if conversation.is_open and not open_answer:
+        raise ValueError("the last turn has no answer; answer it first, or render with open_answer=True")
+
+
+def _messages(conversation: Conversation, *, spell: Callable[[str], str]) -> list[dict[str, Any]]:
+    """Messages whose texts have gone through `spell`."""
+
+    def message(role: str, text: str, images: int = 0) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": spell(text)}]}
+
+    written = [] if conversation.system is None else [message("system", conversation.system)]
+    for turn in conversation.turns:
+        written.append(message("user", turn.question, len(turn.images)))
+        if turn.answer is not None:
+            written.append(message("assistant", turn.answer))
+    return written
+
+
+def _render(
+    written: list[dict[str, Any]], template: str, *, open_answer: bool, special: Mapping[str, str]
+) -> _Rendered:
+    with _rendering:
+        texts, answers = render_jinja_template(
+            [written],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=open_answer,
+            **special,
+        )
+    return _Rendered(texts[0], answers[0])
+
+
+def _token_starts(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches the first character of every spelling of an added token in a text, also where two overlap.
+
+    Added tokens of white space alone, which some tokenizers have, are ordinary text.
+    """
+    spellings = [token for token in tokenizer.added_tokens_encoder if not token.isspace()]
+    return re.compile(f"(?=(?:{'|'.join(map(re.escape, spellings))})).", re.DOTALL)
+
+
+def _unused_character(conversation: Conversation) -> str:
+    """A character that occurs nowhere in the conversation, from the private-use area on."""
+    turns = ((turn.question, turn.answer or "") for turn in conversation.turns)
+    used = {conversation.system or ""}.union(*turns)
+    return next(char for char in map(chr, range(0xE000, 0x110000)) if not any(char in text for text in used))
+
+
+def _tokenise(
+    rendered: _Rendered, tokenizer: PreTrainedTokenizerBase, *, mark: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (S,) and the mask of the answers (S,), without the tokens of `mark`, which only keeps typed tokens apart."""
+    begun = tokenizer.bos_token is not None and rendered.text.startswith(tokenizer.bos_token)
+    tokens = tokenizer(rendered.text, add_special_tokens=not begun, return_offsets_mapping=True)
+    ids, spans = torch.tensor(tokens["input_ids"]), tokens["offset_mapping"]
+    bounds = torch.tensor([bound for answer in rendered.answers for bound in answer], dtype=torch.long)
+    ends = torch.tensor([end for _, end in spans])
+    supervised = torch.searchsorted(bounds, ends) % 2 == 1  # odd: after the begin of an answer, up to its end
+    if mark not in rendered.text:
+        return ids, supervised
+    kept = torch.tensor([rendered.text[begin:end] != mark for begin, end in spans])
+    return ids[kept], supervised[kept]
+
+
+def _bounded(image: Image.Image, processor: ProcessorMixin) -> Image.Image:
+    """The middle of a very long picture, where the processor would cut the middle out.
+
+    It scales the short side to the tower's before it cuts, and 2,048 x 1 pixels would become 231 megapixels.
+    """
+    (width, height), short = image.size, min(image.size)
+    if processor.image_processor.do_pad or max(image.size) <= LONGEST * short:
+        return image
+    across, down = (max(0, side - LONGEST * short) // 2 for side in image.size)
+    return image.crop((across, down, width - across, height - down))
+
+
+def _image_tokens(seen: Mapping[str, Any], processor: ProcessorMixin) -> torch.Tensor:
+    """How many image tokens each picture takes, (I,)."""
+    texts = [processor.replace_image_token(seen, index) for index in range(len(seen["pixel_values"]))]
+    return torch.tensor([text.count(processor.image_token) for text in texts])
