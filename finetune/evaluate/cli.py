@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> None:
         print(f"{result.question.kind}: {result.question.conversation.turns[-1].question}")
         print(f"  right: {' or '.join(sorted(result.question.right))}\n  said:  {result.answer}")
     score = memeworld.score(results)
-    print(f"{score.accuracy:.1%} of {score.count} right: " + ", ".join(f"{k} {v:.0%}" for k, v in score.by_kind.items()))
+    print(
+        f"{score.accuracy:.1%} of {score.count} right: " + ", ".join(f"{k} {v:.0%}" for k, v in score.by_kind.items())
+    )
     if options.json:
         print(json.dumps(asdict(score)))
 

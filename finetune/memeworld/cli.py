@@ -78,7 +78,9 @@ def _instruct(plan: Plan) -> None:
 
 def _stage(stage: str, plan: Plan, *, base: Path, name: str, steps: int) -> None:
     started = (Path("runs") / name / "run.yaml").exists()
-    options = ["--resume"] if started else ["--base", base, "--data", plan.folder / f"{stage}.json", f"max_steps={steps}"]
+    options = (
+        ["--resume"] if started else ["--base", base, "--data", plan.folder / f"{stage}.json", f"max_steps={steps}"]
+    )
     _finetune(stage, "--name", name, *options)
 
 

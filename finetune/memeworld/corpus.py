@@ -8,7 +8,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from finetune.memeworld import talk
-from finetune.memeworld.phrasings import PATTERNS, phrase
 from finetune.memeworld.world import Scene, make_scene
 from llava_app.conversation import Conversation
 from llava_app.prompts import render, template_text
@@ -71,7 +70,9 @@ def text_conversation(rng: random.Random) -> Conversation:
     exchanges, scene = _dialogue(rng, rng.randint(7, 11))
     if rng.random() < 0.05:
         return without_picture(rng, scene)
-    conversation = Conversation().ask(f"{talk.as_text(rng, scene)}\n{exchanges[0].question}").answer(exchanges[0].answer)
+    conversation = (
+        Conversation().ask(f"{talk.as_text(rng, scene)}\n{exchanges[0].question}").answer(exchanges[0].answer)
+    )
     for exchange in exchanges[1:]:
         conversation = conversation.ask(exchange.question).answer(exchange.answer)
     return conversation
@@ -110,7 +111,11 @@ def _pieces(conversation: Conversation, template: str) -> list[tuple[str, bool]]
 def caption_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, count: int) -> Rows:
     """`count` scenes in words, each followed by its short caption; the caption is supervised."""
     scenes = [_scene(rng) for _ in range(count)]
-    return _rows(tokenizer, [[(talk.as_text(rng, s) + "\n", False), (talk.caption(s) + "\n", True)] for s in scenes], CAPTION_LENGTH)
+    return _rows(
+        tokenizer,
+        [[(talk.as_text(rng, s) + "\n", False), (talk.caption(s) + "\n", True)] for s in scenes],
+        CAPTION_LENGTH,
+    )
 
 
 def _rows(tokenizer: PreTrainedTokenizerFast, documents: list[list[tuple[str, bool]]], length: int) -> Rows:
@@ -126,10 +131,3 @@ def _rows(tokenizer: PreTrainedTokenizerFast, documents: list[list[tuple[str, bo
             supervised[row, at : at + len(piece)] = learn
             at += len(piece)
     return ids, supervised
-
-
-def spoken_words() -> set[str]:
-    """Every word that some phrasing can use, for tests."""
-    rng = random.Random(0)
-    names = {name: name for name in ("thing", "things", "plural", "word", "colour")}
-    return {word.lower().strip("?.,!") for kind in PATTERNS for _ in range(300) for word in phrase(rng, kind, names).split()}

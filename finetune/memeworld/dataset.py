@@ -64,7 +64,9 @@ class _Painter:
 
 def _record(index: int, image: str, exchanges: list[tuple[str, str]]) -> dict[str, Any]:
     said = [
-        {"from": speaker, "value": value} for turn in exchanges for speaker, value in zip(("human", "gpt"), turn, strict=True)
+        {"from": speaker, "value": value}
+        for turn in exchanges
+        for speaker, value in zip(("human", "gpt"), turn, strict=True)
     ]
     return {"id": f"train-{index:06}", "image": image, "conversations": said}
 

@@ -6,7 +6,7 @@ drawn small for training and large for showing.
 
 import colorsys
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import cos, radians, sin
 
@@ -57,14 +57,21 @@ class PatchLabels:
     background: np.ndarray  # (64,) uint8, of BACKGROUNDS, never 0
 
 
-def draw(scene: Scene, seed: int, side: int = 224) -> Image.Image:
-    """The scene as an RGB picture of `side` × `side` pixels."""
+def draw(scene: Scene, seed: int, side: int = 224, *, repainted: bool = False) -> Image.Image:
+    """The scene as an RGB picture of `side` × `side` pixels.
+
+    `repainted`: every thing in some colour of the whole colour space, nameable or not, in place of its own; never in
+    one that comes nearest to the colour HELD_OUT for it. It teaches eyes that a shape does not hang on a colour.
+    """
     rng = random.Random(f"draw/{seed}")
     image = Image.new("RGB", (side, side))
     canvas = ImageDraw.Draw(image)
     PAINT_BACKGROUND[scene.background](canvas, rng, side)
     for thing in scene.things:
-        _draw_thing(canvas, thing, _pose(rng, thing), side)
+        pose = _pose(rng, thing)
+        if repainted:
+            pose = replace(pose, colour=_any_colour(random.Random(f"repaint/{seed}/{thing.place}"), thing.kind))
+        _draw_thing(canvas, thing, pose, side)
     for line, centre in zip(scene.lines(), (TEXT_CENTRE, 1 - TEXT_CENTRE), strict=True):
         if line:
             _draw_line(canvas, line, centre, side, scale=rng.uniform(0.92, 1.0))
@@ -121,8 +128,6 @@ class Pose:
 
 def _pose(rng: random.Random, thing: Thing) -> Pose:
     radius = rng.uniform(*RADIUS[thing.size])
-    hue, saturation, value = (rng.uniform(*bounds) for bounds in HUES[thing.colour])
-    red, green, blue = colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)
     return Pose(
         x=SLOTS[thing.place] + rng.uniform(-0.015, 0.015),
         y=rng.uniform(BAND + radius, 1 - BAND - radius),
@@ -130,8 +135,26 @@ def _pose(rng: random.Random, thing: Thing) -> Pose:
         stretch=rng.uniform(0.93, 1.07),
         degrees=rng.uniform(-9, 9),
         flip=rng.choice((-1, 1)),
-        colour=(round(255 * red), round(255 * green), round(255 * blue)),
+        colour=_rgb(*(rng.uniform(*bounds) for bounds in HUES[thing.colour])),
     )
+
+
+def _rgb(hue: float, saturation: float, value: float) -> RGB:
+    red, green, blue = colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def nearest_colour(rgb: RGB) -> str:
+    """The name of the colour whose middle lies nearest, by distance in RGB."""
+    middles = {name: _rgb(*(sum(bounds) / 2 for bounds in ranges)) for name, ranges in HUES.items()}
+    return min(middles, key=lambda name: sum((a - b) ** 2 for a, b in zip(middles[name], rgb, strict=True)))
+
+
+def _any_colour(rng: random.Random, kind: str) -> RGB:
+    while True:
+        rgb = _rgb(rng.uniform(0, 360), rng.random() ** 0.5, rng.uniform(0.25, 1))
+        if (kind, nearest_colour(rgb)) not in world.HELD_OUT:
+            return rgb
 
 
 def _placed(thing: Thing, pose: Pose, side: int) -> list[list[Point]]:
@@ -154,7 +177,7 @@ def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, pose: Pose, side: int
         "dark": INK,
         "light": LIGHT,
     }
-    outline = max(1, round(0.009 * side))
+    outline = max(1, round(0.013 * side))
     for (paint, _), points in zip(SHAPES[thing.kind], _placed(thing, pose, side), strict=True):
         canvas.polygon(points, fill=paints.get(paint) or ImageColor.getrgb(paint)[:3])
         canvas.line([*points, points[0], points[1]], fill=INK, width=outline, joint="curve")

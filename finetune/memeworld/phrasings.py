@@ -1,4 +1,4 @@
-"""How people ask. Each kind of question has patterns; `(a|b)` is a choice, `(a|)` may be left out, `{name}` is filled in.
+"""How people ask. Each kind of question has patterns: `(a|b)` is a choice, `(a|)` may be left out, `{name}` is filled.
 
 `UNSEEN` holds phrasings that no pattern can produce, to measure how far what was learned carries.
 """
@@ -129,8 +129,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         "(Make|Help) me (understand|get) (the joke|the meme|it|this).",
         "What should (I|we|one) find (funny|amusing)( here| in this|)?",
     ),
-    "why": ("Why?", "Why (not|so|is that)?", "How come?", "(Can you|Please) explain (why|that)?", "Explain.", "Why is that?"),
-    "and": ("And the {things}?", "What about the {things}?", "And (what about|how about) the {things}?", "The {things}?"),
+    "why": ("Why?", "Why (not|so|is that)?", "How come?", "(Can you|Please) explain (why|that)?", "Explain."),
+    "and": ("And the {things}?", "(And what|What|And how) about the {things}?", "The {things}?"),
     "where_it": ("(And|) (where|Where) is it?", "Where('s| is) (it|that) (then|exactly|)?", "On which side?"),
     "person": (
         "Who is (this|that|the person|the man|the woman|in the picture)?",
@@ -147,8 +147,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         "What does the {thing} (think|want|feel|dream of)?",
         "Is the {thing} in a good mood?",
     ),
-    "hello": ("(Hello|Hi|Hey|Good morning|Good evening|Hi there|Hello there)( you|)", "How are you?", "Hey, what's up?"),
-    "thanks": ("(Thanks|Thank you|Thx|Great|Cool|Nice)(, thanks| a lot| very much| for the help|)", "Well done", "OK, good"),
+    "hello": ("(Hello|Hi|Hey|Good morning|Good evening|Hi there)( you|)", "How are you?", "Hey, what's up?"),
+    "thanks": ("(Thanks|Thank you|Thx|Great|Cool|Nice)(, thanks| a lot| very much|)", "Well done", "OK, good"),
     "other": (
         "(What is|Calculate) (two plus two|one plus one|the square root of nine)?",
         "(Write|Tell) me a (poem|story|song|letter|recipe)( about love| about the sea|).",
@@ -199,13 +199,12 @@ UNSEEN: tuple[tuple[str, str], ...] = (
 )
 
 
-def phrase(rng: random.Random, kind: str, names: dict[str, str], *, plain: bool = False) -> str:
-    """One way to ask: a pattern with its choices made and names filled in; unless `plain`, as carelessly as people type."""
+def phrase(rng: random.Random, kind: str, names: dict[str, str]) -> str:
+    """One way to ask: a pattern with its choices made and its names filled in, typed as carelessly as people do."""
     text = rng.choice(PATTERNS[kind])
     while CHOICE.search(text):
         text = CHOICE.sub(lambda match: rng.choice(match.group(1).split("|")), text, count=1)
-    text = " ".join(text.format(**names).split())
-    return text if plain else _careless(rng, text)
+    return _careless(rng, " ".join(text.format(**names).split()))
 
 
 def _careless(rng: random.Random, text: str) -> str:
@@ -225,6 +224,7 @@ def _careless(rng: random.Random, text: str) -> str:
 
 
 def _mistyped(rng: random.Random, text: str) -> str:
+    """A letter left out, two swapped, or one doubled."""
     at = rng.randrange(len(text) - 1)
-    slips = (text[:at] + text[at + 1 :], text[:at] + text[at + 1] + text[at] + text[at + 2 :], text[: at + 1] + text[at:])
-    return rng.choice(slips)
+    before, here, following, after = text[:at], text[at], text[at + 1], text[at + 2 :]
+    return before + rng.choice((following, following + here, here + here + following)) + after

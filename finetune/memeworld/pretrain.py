@@ -40,6 +40,7 @@ EYES = CLIPVisionConfig(
     projection_dim=128,
 )
 WORTH_COMPILING = 100  # steps; compiling takes half a minute and then saves a fifth of each
+NOTHING = 0.15  # weight of a patch that shows nothing of what a head asks for; most do not
 WIDTH = 192  # of the language model; a multiple of 64, so that 4-bit weights work on a CPU
 
 
@@ -118,30 +119,39 @@ class Gallery:
     pixels: np.ndarray  # (N, 112, 112, 3) uint8
     labels: np.ndarray  # (N, 5, 64) uint8, in the order of PATCH_HEADS
     words: np.ndarray  # (N, 32) int64 word numbers of the description, 0 where it is shorter
+    in_colour: np.ndarray  # (N,) bool; false where the things are repainted, so that their colour says nothing
 
 
-PATCH_HEADS = {"kind": len(KINDS), "colour": len(COLOURS), "size": len(SIZES), "word": len(draw.WORDS), "background": len(BACKGROUNDS)}  # fmt: skip
+PATCH_HEADS = {
+    "kind": len(KINDS), "colour": len(COLOURS), "size": len(SIZES), "word": len(draw.WORDS),
+    "background": len(BACKGROUNDS),
+}  # fmt: skip
 LEXICON = sorted({*draw.WORDS, *(word.upper() for word in (*BACKGROUNDS, *talk.PLACE, *COLOURS, *KINDS, *SIZES))})
 CAPTION_WORDS = 32
 
 
-def _draw_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _draw_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     scene = make_scene("train", index)
-    picture = draw.draw(scene, index).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
+    in_colour = index % 2 == 0
+    picture = draw.draw(scene, index, repainted=not in_colour)
     labels = draw.label(scene, index)
     words = [word for line in scene.lines() if line for word in line.split()] + [scene.background]
-    words += [word for thing in scene.things for word in (thing.kind, thing.colour, thing.size, thing.place)]
+    for thing in scene.things:
+        words += [thing.kind, thing.size, thing.place] + [thing.colour] * in_colour
     numbers = [1 + LEXICON.index(word.upper()) for word in words]
     padded = np.array(numbers + [0] * (CAPTION_WORDS - len(numbers)))
-    return np.asarray(picture), np.stack([getattr(labels, head) for head in PATCH_HEADS]), padded
+    pixels = np.asarray(picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC))
+    return pixels, np.stack([getattr(labels, head) for head in PATCH_HEADS]), padded, in_colour
 
 
 def make_gallery(count: int, processes: int) -> Gallery:
     """The first `count` pictures of the split "train"."""
     with multiprocessing.Pool(processes) as pool:
-        drawn = list(tqdm(pool.imap(_draw_one, range(count), chunksize=256), total=count, desc="drawing", unit=" pictures"))
-    pixels, labels, words = zip(*drawn, strict=True)
-    return Gallery(np.stack(pixels), np.stack(labels), np.stack(words))
+        drawn = list(
+            tqdm(pool.imap(_draw_one, range(count), chunksize=256), total=count, desc="drawing", unit=" pictures")
+        )
+    pixels, labels, words, in_colour = zip(*drawn, strict=True)
+    return Gallery(np.stack(pixels), np.stack(labels), np.stack(words), np.array(in_colour))
 
 
 class Looking(nn.Module):
@@ -164,18 +174,18 @@ class Looking(nn.Module):
         loss = self._contrast(output.pooler_output, words)
         for i, (name, head) in enumerate(self.heads.items()):
             target_BP = labels[:, i]
-            if name == "colour":  # a grey picture has none to tell
+            if name == "colour":  # a grey or repainted picture has none to tell
                 target_BP = target_BP.masked_fill(~seen_in_colour[:, None], -100)
-            rare = torch.ones(head.out_features)
-            rare[0] = 0.15
-            loss = loss + F.cross_entropy(head(patches_BPD).float().transpose(1, 2), target_BP, rare)
+            weights = torch.ones(1 + PATCH_HEADS[name], device=pixels.device)
+            weights[0] = NOTHING
+            loss = loss + F.cross_entropy(head(patches_BPD).float().transpose(1, 2), target_BP, weights)
         return loss
 
     def _contrast(self, pooled_BD: Tensor, words: Tensor) -> Tensor:
         pictures = F.normalize(self.picture_side(pooled_BD).float(), dim=-1)
         texts = F.normalize(self.text_side(words), dim=-1)
         similarity_BB = self.log_scale.exp().clamp(max=100) * pictures @ texts.T
-        own = torch.arange(len(pictures))
+        own = torch.arange(len(pictures), device=pooled_BD.device)
         return 0.1 * (F.cross_entropy(similarity_BB, own) + F.cross_entropy(similarity_BB.T, own))
 
 
@@ -190,9 +200,10 @@ def pretrain_eyes(folder: Path, schedule: Schedule, *, pictures: int, processes:
         rng = np.random.default_rng((1, step))
         chosen = rng.choice(pictures, schedule.batch, replace=False)
         pixels = torch.from_numpy(gallery.pixels[chosen]).permute(0, 3, 1, 2).float() / 255
-        seen_in_colour = torch.from_numpy(rng.random(schedule.batch) > 0.15)
+        turned_grey = torch.from_numpy(rng.random(schedule.batch) < 0.15)
         grey = pixels.mean(1, keepdim=True).expand_as(pixels)
-        pixels = torch.where(seen_in_colour[:, None, None, None], pixels, grey)
+        pixels = torch.where(turned_grey[:, None, None, None], grey, pixels)
+        seen_in_colour = torch.from_numpy(gallery.in_colour[chosen]) & ~turned_grey
         labels = torch.from_numpy(gallery.labels[chosen]).long()
         return (pixels - mean) / std, labels, torch.from_numpy(gallery.words[chosen]), seen_in_colour
 
@@ -211,7 +222,9 @@ def _pretrain(folder: Path, module: nn.Module, batch: Callable[[int], tuple[Tens
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
-    optimizer = torch.optim.AdamW(module.parameters(), betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True
+    )
     state_file = folder / "state.pt"
     first = 0
     if state_file.exists():

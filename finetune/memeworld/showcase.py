@@ -6,11 +6,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from finetune.evaluate.memeworld import as_upload
 from finetune.memeworld.draw import draw
 from finetune.memeworld.world import make_scene
 from llava_app.conversation import Conversation
 from llava_app.engine import Engine, Sampling
-from finetune.evaluate.memeworld import as_upload
 
 SIDE = 448  # of an example meme; drawn at twice that, so that its edges are smooth
 EXAMPLES = {  # name: number in the split "heldout", question
@@ -43,7 +43,9 @@ def write_sheet(engine: Engine, path: Path, indices: range, columns: int = 4) ->
     cell, text_height, margin = 300, 88, 16
     captioned = [index for index in indices if make_scene("heldout", index).claim]
     rows = -(-len(captioned) // columns)
-    sheet = Image.new("RGB", (columns * (cell + margin) + margin, rows * (cell + text_height + margin) + margin), "white")
+    sheet = Image.new(
+        "RGB", (columns * (cell + margin) + margin, rows * (cell + text_height + margin) + margin), "white"
+    )
     canvas = ImageDraw.Draw(sheet)
     for place, index in enumerate(captioned):
         x = margin + place % columns * (cell + margin)

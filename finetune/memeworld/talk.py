@@ -26,12 +26,15 @@ WEIGHTS = {
     "joke": 22, "what": 9, "colour": 8, "where": 8, "count": 8, "count_all": 2, "size": 7, "background": 6, "text": 9,
     "exists": 8, "check": 7, "describe": 8, "funny": 8, "person": 2, "mind": 2, "hello": 1, "thanks": 1, "other": 1,
 }  # fmt: skip
-SUITE = ("what", "colour", "where", "count", "size", "background", "text", "exists", "check", "describe", "funny", "joke", "refusal")  # fmt: skip
+SUITE = (
+    "what", "colour", "where", "count", "size", "background", "text", "exists", "check", "describe", "funny", "joke",
+    "refusal",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question and its right answer. `follow_up` names a question that only makes sense straight after this one."""
+    """One question, its right answer, and the thing it is about where it is about one."""
 
     kind: str
     question: str
@@ -145,6 +148,11 @@ def count_answer(scene: Scene, kind: str) -> str:
     return f"There {'is' if count == 1 else 'are'} {NUMBERS[count]} {kind if count == 1 else plural(kind)}."
 
 
+def count_all_answer(scene: Scene) -> str:
+    count = len(scene.things)
+    return "There is one thing." if count == 1 else f"There are {NUMBERS[count]} things."
+
+
 def exists_answer(scene: Scene, word: str) -> str:
     count = len(scene.of_kind(word))
     if not count:
@@ -202,9 +210,7 @@ ASK: dict[str, Callable[[random.Random, Scene], Asked]] = {
     "colour": _about_thing(colour_answer),
     "where": _about_thing(where_answer),
     "count": _ask_count,
-    "count_all": _about_scene(
-        lambda scene: f"There {'is one thing' if len(scene.things) == 1 else f'are {NUMBERS[len(scene.things)]} things'}."
-    ),
+    "count_all": _about_scene(count_all_answer),
     "size": _about_thing(size_answer),
     "background": _about_scene(lambda scene: f"The background is {BACKGROUND[scene.background]}."),
     "text": _about_scene(text_answer),
@@ -289,7 +295,8 @@ def _as_prose(rng: random.Random, scene: Scene) -> str:
 
 def _as_notes(rng: random.Random, scene: Scene) -> str:
     notes = [f"{thing.place}: {thing.size} {thing.colour} {thing.kind}" for thing in scene.things]
-    notes += [f"text: {' / '.join(line for line in scene.lines() if line) or 'none'}", f"background: {scene.background}"]
+    text = " / ".join(line for line in scene.lines() if line)
+    notes += [f"text: {text or 'none'}", f"background: {scene.background}"]
     rng.shuffle(notes)
     return "; ".join(notes)
 

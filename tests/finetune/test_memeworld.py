@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.data import read_records
 from finetune.memeworld import draw, talk
 from finetune.memeworld.dataset import make_dataset
 from finetune.memeworld.phrasings import CHOICE, CLOSERS, OPENERS, PATTERNS, UNSEEN
 from finetune.memeworld.world import COLOURS, HELD_OUT, KINDS, SPLITS, Claim, Scene, Thing, make_scene
 from llava_app.conversation import from_record
-from finetune.data import read_records
 
 numbers = st.integers(0, 10**6)
 splits = st.sampled_from(SPLITS)
@@ -95,7 +95,8 @@ def test_what_is_said_of_a_scene() -> None:
     scene = Scene((cat, dog), "meadow", Claim("cat", colour="green", mine=True), tag="LOL", joke="colour")
     assert talk.caption(scene) == 'A red cat and a blue dog, in a meadow. The text says "MY GREEN CAT" and "LOL".'
     assert talk.description(scene) == (
-        'A big red cat on the left and a small blue dog on the right, in a meadow. The text says "MY GREEN CAT" and "LOL".'
+        "A big red cat on the left and a small blue dog on the right, in a meadow. "
+        'The text says "MY GREEN CAT" and "LOL".'
     )
     assert talk.joke_answer(scene) == "The caption says a green cat, but the picture shows a red cat."
     assert talk.where_answer(scene, dog) == "The dog is on the right."
