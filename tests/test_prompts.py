@@ -179,6 +179,7 @@ class TestTokens:
         assert encoded.input_ids.tolist() == expected["input_ids"][0].tolist()
         assert encoded.supervised.tolist() == [bool(flag) for flag in expected["assistant_masks"][0]]
         if conversation.pictures:
+            assert encoded.pixel_values is not None
             assert torch.equal(encoded.pixel_values, expected["pixel_values"])
         else:
             assert encoded.pixel_values is None
@@ -287,6 +288,7 @@ class TestPictures:
             encoded = encode(
                 Conversation().ask("", [picture]), variant(processor, image_processor=cropping), open_answer=True
             )
+            assert encoded.pixel_values is not None
             assert torch.equal(encoded.pixel_values, cropping([image], return_tensors="pt")["pixel_values"])
 
     def test_the_thinnest_picture_allowed_is_read_at_once(self, processor: LlavaProcessor) -> None:
