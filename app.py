@@ -1,0 +1,34 @@
+"""Open the page: python app.py [--model NAME_OR_FOLDER]."""
+
+import argparse
+import os
+from pathlib import Path
+
+PRECISIONS = ("auto", "4bit", "bfloat16", "float16", "float32")  # as in llava_app.loading, which would import torch
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags of the page."""
+    on_a_space = "SPACE_ID" in os.environ
+    parser = argparse.ArgumentParser(description="A page to talk to a LLaVA.")
+    parser.add_argument("--model", help="name, Hub id or folder of the model to start with (default: what fits here)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="default: auto, from the machine")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of trained models (default: runs)")
+    parser.add_argument("--host", default="0.0.0.0" if on_a_space else "127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    flags = parse()
+    from llava_app.errors import UserError
+    from llava_app.ui.page import open_page
+
+    try:
+        open_page(flags.model, precision=flags.precision, runs=flags.runs, host=flags.host, port=flags.port)
+    except UserError as error:
+        raise SystemExit(f"app.py: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""What happens when somebody sends, retries, undoes or chooses a model.
+
+Every handler is a public endpoint: it believes nothing that the browser sends but the question, the files that the
+browser uploaded, the name of a model and four numbers, and it checks those. A failure leaves the conversation as it
+was, puts the question back into the box and says what to do.
+"""
+
+import html
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+from gradio.utils import get_upload_folder
+
+from llava_app.chat import reply
+from llava_app.engine import Sampling
+from llava_app.errors import ContextError, ImageError, UserError
+from llava_app.images import open_image
+from llava_app.ui.display import Talk, choices, messages, status
+from llava_app.ui.examples import Example
+from llava_app.ui.models import Models
+
+MAX_PICTURES = 8  # in one message
+MAX_CHARACTERS = 20_000  # in one question; far above any model's context, far below what stalls a tokenizer
+HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
+REDRAW = 0.025  # s: pieces that come within it are shown together
+
+Update = tuple[Any, Any, Any]  # the talk, the Chatbot's messages, the box
+UNCHANGED: Update = (gr.skip(), gr.skip(), gr.skip())
+
+logger = logging.getLogger(__name__)
+
+
+class Handlers:
+    """The events of the page, on the models of this process."""
+
+    def __init__(self, models: Models, examples: Sequence[Example]) -> None:
+        self.models = models
+        self.examples = examples
+
+    def send(
+        self, message: dict[str, Any] | None, talk: Talk, model: str | None, *settings: float | None
+    ) -> Iterator[Update]:
+        """Ask what is in the box and stream the answer."""
+        message = message or {}
+        question, files = message.get("text") or "", message.get("files") or []
+        if not question.strip() and not files:
+            gr.Info("Type a question or add a picture, then send.")
+            yield UNCHANGED
+            return
+        box = {"text": question, "files": files}
+        yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings)
+
+    def example(
+        self, chosen: gr.SelectData, talk: Talk, model: str | None, *settings: float | None
+    ) -> Iterator[Update]:
+        """Ask the example that was clicked."""
+        if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(self.examples):
+            yield UNCHANGED
+            return
+        question, files = self.examples[chosen.index].question, [str(self.examples[chosen.index].image)]
+        box = {"text": question, "files": files}
+        yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings)
+
+    def retry(self, talk: Talk, model: str | None, *settings: float | None) -> Iterator[Update]:
+        """Answer the last question anew."""
+        if not talk.conversation.turns:
+            yield UNCHANGED
+            return
+        yield from self._answer(talk.retry, talk, None, model, settings)
+
+    def undo(self, talk: Talk) -> Update:
+        """Take the last question back into the box, with its pictures."""
+        if not talk.conversation.turns:
+            return UNCHANGED
+        turn = talk.conversation.turns[-1]
+        files = [save_pil_to_cache(picture.image, get_upload_folder(), "picture", "png") for picture in turn.images]
+        shorter = talk.undo()
+        return shorter, messages(shorter), gr.update(value={"text": turn.question, "files": files})
+
+    def clear(self) -> Update:
+        """Start anew."""
+        return Talk(), [], gr.skip()
+
+    def settle(self, talk: Talk) -> tuple[Any, Any]:
+        """Chatbot and box once nothing is being answered: the answer ended, failed or was stopped."""
+        return messages(talk), gr.update(submit_btn=True, stop_btn=False)
+
+    def greet(self) -> Iterator[tuple[Any, Any]]:
+        """Model list and status for a new tab, as soon as it is known which model to start with."""
+        while not self.models.first.done():
+            yield gr.skip(), status("Starting …", state="loading")
+            wait([self.models.first], timeout=HEARTBEAT)
+        try:
+            name = self.models.first.result()
+        except Exception as error:
+            yield gr.update(choices=choices(self.models.cards())), status(_explain(error), state="failed")
+            return
+        yield gr.update(choices=choices(self.models.cards()), value=name), gr.skip()
+
+    def choose(self, model: str | None) -> Iterator[str]:
+        """Load the chosen model and say how that goes. The conversation stays."""
+        if not model:
+            return
+        try:
+            card = self.models.card(model)
+            with self.models.lend(card) as ready:
+                while not ready.done():
+                    yield status(f"Loading {model} …", state="loading")
+                    wait([ready], timeout=HEARTBEAT)
+                yield status(card.about, state="ready", why=self.models.why(model, ready.result()))
+        except Exception as error:
+            yield status(_explain(error), state="failed")
+
+    def refresh(self, listed: list[tuple[str, str]], model: str | None) -> tuple[Any, Any]:
+        """The model list, when it is no longer the one that this tab shows. The selection stays while it can."""
+        cards = self.models.cards()
+        now = choices(cards)
+        if now == listed:
+            return gr.skip(), gr.skip()
+        if model is None or model in cards:
+            return now, gr.update(choices=now)
+        gr.Warning(html.escape(f"The model “{model}” is gone; {now[0][1]} takes its place."))
+        return now, gr.update(choices=now, value=now[0][1])
+
+    def _answer(
+        self,
+        ask: Callable[[], Talk],
+        before: Talk,
+        box: dict[str, Any] | None,
+        model: str | None,
+        settings: Sequence[float | None],
+    ) -> Iterator[Update]:
+        """Stream the answer to the talk that `ask` opens. When that fails: back to `before`, and the box filled."""
+        try:
+            talk = ask()
+            yield talk.cut(), messages(talk.cut(), "reading"), _busy(emptied=box is not None)
+            for so_far, phase in self._stream(talk, model, _sampling(*settings)):
+                yield so_far, messages(so_far, phase), gr.skip()
+        except Exception as error:
+            gr.Warning(html.escape(_explain(error)), duration=20)
+            yield before, messages(before), gr.skip() if box is None else gr.update(value=box)
+
+    def _stream(self, talk: Talk, model: str | None, sampling: Sampling) -> Iterator[tuple[Talk, str | None]]:
+        """The talk so far and what its answer is doing; None at the end."""
+        if not model:
+            yield from _until(self.models.first, talk, "Starting …")
+            model = self.models.first.result()
+        card = self.models.card(model)
+        with self.models.lend(card) as ready:
+            yield from _until(ready, talk, f"Loading {model} …")
+            with closing(reply(ready.result().engine, talk.conversation, sampling)) as answer:
+                drawn_at, phase = 0.0, None
+                for progress in answer:
+                    if progress.phase == phase and time.monotonic() - drawn_at < REDRAW:
+                        continue
+                    drawn_at, phase = time.monotonic(), progress.phase
+                    yield talk.advance(progress), None if phase == "done" else phase
+
+
+def _until(future: Future[Any], talk: Talk, phase: str) -> Iterator[tuple[Talk, str]]:
+    while not future.done():
+        yield talk.cut(), phase
+        wait([future], timeout=HEARTBEAT)
+
+
+def _ask(talk: Talk, question: str, files: Sequence[str]) -> Talk:
+    """The talk with this question and these uploaded files. Raises UserError."""
+    if len(question) > MAX_CHARACTERS:
+        raise ContextError(
+            f"The question has {len(question):,} characters; the limit is {MAX_CHARACTERS:,}. Shorten it, then send."
+        )
+    if len(files) > MAX_PICTURES:
+        raise ImageError(
+            f"There are {len(files)} pictures in this message; the limit is {MAX_PICTURES}. Remove some, then send."
+        )
+    return talk.ask(question, tuple(open_image(file) for file in files))
+
+
+def _sampling(
+    temperature: float | None, top_p: float | None, max_new_tokens: float | None, seed: float | None
+) -> Sampling:
+    return Sampling.clamped(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def _busy(*, emptied: bool) -> Any:
+    """The box while an answer comes: a Stop button in place of Send, and free for the next question."""
+    if emptied:
+        return gr.update(value=None, submit_btn=False, stop_btn=True)
+    return gr.update(submit_btn=False, stop_btn=True)
+
+
+def _explain(error: Exception) -> str:
+    """What a person is told. A fault of the program goes to the log under a number; the person gets the number."""
+    if isinstance(error, UserError):
+        return str(error)
+    number = secrets.token_hex(3)
+    logger.error("Error %s", number, exc_info=error)
+    return f"Something went wrong here (error {number}; the log has the details). Try again."

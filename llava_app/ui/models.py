@@ -1,0 +1,143 @@
+"""Which models the page offers, and the engines that are loaded now.
+
+Models load one at a time on a thread of their own, so that the page answers at once and goes on answering. Before one
+loads, the engines that nobody is being answered by are closed, but for the built-in ones, which are small: memory holds
+one big model, and a second only while somebody still listens to the first.
+"""
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_app.checkpoints import Card, catalogue
+from llava_app.engine import Engine
+from llava_app.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An engine that answers, and one sentence for the page: where and how it runs, and why."""
+
+    engine: Engine
+    why: str
+
+
+@dataclass
+class _Slot:
+    ready: Future[Ready]
+    listeners: int = 0
+
+
+class Models:
+    """The list of models and the loaded engines of this process. All methods may be called from any thread."""
+
+    def __init__(self, load: Callable[[Card], Ready], choose: Callable[[], tuple[Card, str]], *, runs: Path) -> None:
+        """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread."""
+        self.first: Future[str] = Future()  # the name of the model to start with
+        self.first_why = ""
+        self._load = load
+        self._runs = runs
+        self._slots: dict[Card, _Slot] = {}
+        self._pinned: tuple[Card, ...] = ()
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs.put(lambda: self._load_first(choose))
+
+    def start(self) -> None:
+        """Begin to load, with the model to start with. Before this, whoever needs a model waits."""
+        threading.Thread(target=self._work, name="model-loader", daemon=True).start()
+
+    def cards(self) -> dict[str, Card]:
+        """The models to choose from by the name shown; two of one name are told apart by their folder."""
+        cards = catalogue(self._runs)
+        cards = [card for card in self._pinned if card.source not in {other.source for other in cards}] + cards
+        bearers = Counter(card.name for card in cards)
+        return {card.name if bearers[card.name] == 1 else _with_folder(card): card for card in cards}
+
+    def card(self, name: str) -> Card:
+        """The model shown as `name`. Raises ModelError when it is not in the list."""
+        card = self.cards().get(name)
+        if card is None:
+            raise ModelError(f"The model “{name}” is not in the list any more. Choose another one.")
+        return card
+
+    def why(self, name: str, ready: Ready) -> str:
+        """Why this model, if it is the one to start with, and why it runs as it does."""
+        started = self.first.done() and not self.first.exception() and self.first.result() == name
+        return f"{self.first_why} {ready.why}".strip() if started else ready.why
+
+    @contextmanager
+    def lend(self, card: Card) -> Iterator[Future[Ready]]:
+        """The engine of `card`, loading if need be; it is not closed while it is lent."""
+        with self._lock:
+            slot = self._slots.get(card)
+            if slot is None or (slot.ready.done() and slot.ready.exception()):
+                slot = self._slots[card] = _Slot(Future())
+                self._jobs.put(lambda: self._fill(card, slot.ready))
+            slot.listeners += 1
+        try:
+            yield slot.ready
+        finally:
+            with self._lock:
+                slot.listeners -= 1
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+
+    def _load_first(self, choose: Callable[[], tuple[Card, str]]) -> None:
+        try:
+            card, self.first_why = choose()
+        except Exception as error:
+            self.first.set_exception(error)
+            return
+        self._pinned = (card,)
+        name = next(name for name, other in self.cards().items() if other.source == card.source)
+        self.first.set_result(name)
+        with self.lend(card):
+            pass  # loads in the background; whoever writes first waits for less
+
+    def _fill(self, card: Card, ready: Future[Ready]) -> None:
+        try:
+            self._make_room(card)
+            ready.set_result(self._load(card))
+        except Exception as error:
+            ready.set_exception(error)
+
+    def _make_room(self, card: Card) -> None:
+        if card.kind == "built-in":
+            return
+        with self._lock:
+            idle = [
+                other
+                for other, slot in self._slots.items()
+                if other.kind != "built-in" and not slot.listeners and slot.ready.done() and not slot.ready.exception()
+            ]
+            engines = [self._slots.pop(other).ready.result().engine for other in idle]
+        for engine in engines:
+            engine.close()
+
+
+def _with_folder(card: Card) -> str:
+    return f"{card.name} ({Path(card.source).name})"
+
+
+def load_locally(card: Card, precision: str) -> Ready:
+    """Load `card` onto this machine. Raises ModelError."""
+    from llava_app.engine.local import LocalEngine  # torch takes seconds to import; the page does not wait for it
+    from llava_app.loading import load
+
+    loaded = load(card, precision)
+    return Ready(LocalEngine(loaded), loaded.why)
+
+
+def choose_locally() -> tuple[Card, str]:
+    """The model to start with on this machine, and the reason."""
+    from llava_app.loading import default_card  # as above: it asks torch for a GPU
+
+    return default_card()

@@ -1,0 +1,23 @@
+// A picture may be dropped or pasted anywhere on the page: it is handed to the box.
+const box = () => document.querySelector("#box [role=group]");
+let dragEnd;
+
+document.addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  document.body.classList.add("dragging-file");
+  clearTimeout(dragEnd);
+  dragEnd = setTimeout(() => document.body.classList.remove("dragging-file"), 200);
+});
+
+document.addEventListener("drop", (event) => {
+  if (!event.dataTransfer.files.length || event.target.closest("#box")) return;
+  event.preventDefault();
+  box().dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, bubbles: true, cancelable: true }));
+});
+
+document.addEventListener("paste", (event) => {
+  if (!event.clipboardData.files.length || event.target.closest("#box")) return;
+  const copy = new ClipboardEvent("paste", { clipboardData: event.clipboardData, bubbles: true, cancelable: true });
+  box().querySelector("textarea").dispatchEvent(copy);
+});

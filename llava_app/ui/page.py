@@ -1,0 +1,60 @@
+"""The page: a head with the model list, and the chat below it."""
+
+from pathlib import Path
+
+import gradio as gr
+
+from llava_app.checkpoints import Card, find
+from llava_app.ui.chat_tab import chat, model_list
+from llava_app.ui.examples import EXAMPLES, read_examples
+from llava_app.ui.handlers import Handlers
+from llava_app.ui.models import Models, choose_locally, load_locally
+from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
+
+TITLE = "LLaVA"
+SUBTITLE = "Show it a picture and ask about it."
+UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
+UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
+
+
+def build(models: Models) -> gr.Blocks:
+    """The page on the models of this process."""
+    handlers = Handlers(models, read_examples())
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
+        with gr.Row(elem_id="head"):
+            gr.HTML(f"{MARK.read_text()}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
+            model = model_list(handlers)
+        chat(handlers, page, model)
+    return page
+
+
+def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int) -> None:
+    """Serve the page until it is interrupted. Raises ModelError when there is no `model` of that name."""
+    chosen = find(model, runs) if model else None
+
+    def choose() -> tuple[Card, str]:
+        return (chosen, "Chosen with --model.") if chosen else choose_locally()
+
+    models = Models(lambda card: load_locally(card, precision), choose, runs=runs)
+    page = build(models)
+    page.queue(max_size=256)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        theme=Lava(),
+        css_paths=STYLE,
+        js=SCRIPT.read_text(),
+        head=HEAD,
+        favicon_path=MARK,
+        allowed_paths=[str(EXAMPLES)],
+        max_file_size=UPLOAD_LIMIT,
+        state_session_capacity=500,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
+    models.start()  # only now: importing torch would hold the page up for seconds
+    page.block_thread()

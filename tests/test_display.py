@@ -1,0 +1,100 @@
+import pytest
+from PIL import Image
+
+from llava_app.checkpoints import Card
+from llava_app.conversation import Conversation
+from llava_app.images import Picture
+from llava_app.ui.display import Talk, Timing, as_typed, as_written, choices, messages, status
+
+RED = Picture(Image.new("RGB", (20, 10), "red"), "red")
+
+
+def talk(*turns: tuple[str, str, str], timing: Timing | None = None) -> Talk:
+    conversation = Conversation()
+    for question, answer, finish in turns:
+        conversation = conversation.ask(question).answer(answer, finish)
+    return Talk(conversation, (timing or Timing(),) * len(turns))
+
+
+def texts(shown: list[dict]) -> list[str]:
+    return [part.get("text", part.get("value")) for message in shown for part in message["content"]]
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("a <b>bold</b> word", "a &lt;b>bold&lt;/b> word"),
+        ("![x](http://far.away/spy.png)", "!\\[x](http://far.away/spy.png)"),
+        ("<img src='http://far.away/spy.png'>", "&lt;img src='http://far.away/spy.png'>"),
+        ("&lt;img&gt;", "&amp;lt;img&amp;gt;"),
+        ("`<b>` stays code", "`<b>` stays code"),
+        ("```html\n<img>\n```", "```html\n<img>\n```"),
+        ("> quoted, **bold**", "> quoted, **bold**"),
+    ],
+)
+def test_an_answer_may_format_text_but_neither_hold_html_nor_fetch_pictures(written: str, shown: str) -> None:
+    assert as_written(written) == shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("what is <image>?", "what is &lt;image&gt;?"),
+        ("**no** _format_", "\\*\\*no\\*\\* \\_format\\_"),
+        ("# no heading", "\\# no heading"),
+        ("- no list", "\\- no list"),
+        ("1. no list", "1\\. no list"),
+        ("    no code", "&nbsp;&nbsp;&nbsp;&nbsp;no code"),
+        ("![](http://far.away/spy.png)", "!\\[\\](http://far.away/spy.png)"),
+        ("What's the joke? It's 3-2!", "What's the joke? It's 3-2!"),
+    ],
+)
+def test_a_question_is_shown_character_for_character(typed: str, shown: str) -> None:
+    assert as_typed(typed) == shown
+
+
+def test_text_keeps_its_indentation_by_going_as_a_dictionary() -> None:
+    shown = messages(talk(("q", "  indented", "stop")))
+    assert shown[1]["content"][0] == {"type": "text", "text": "  indented"}
+
+
+def test_pictures_are_shown_from_the_session_and_not_from_a_file() -> None:
+    asked = Talk(Conversation().ask("What?", (RED, RED)).answer("Red.", "stop"), (Timing(),))
+    picture, question = messages(asked)[0]["content"]
+    assert picture["value"].count("<img src='data:image/webp;base64,") == 2
+    assert question["text"] == "What?"
+
+
+@pytest.mark.parametrize(
+    ("finish", "note"), [("stopped", "stopped by you"), ("length", "longest answer"), ("time", "time limit")]
+)
+def test_under_an_answer_stands_why_it_ended_and_how_fast_it_came(finish: str, note: str) -> None:
+    foot = texts(messages(talk(("q", "a", finish), timing=Timing(0.123, 240.6))))[-1]
+    assert note in foot
+    assert "first word after 0.12 s · 241 tokens/s" in foot
+
+
+def test_an_answer_that_ended_by_itself_says_only_how_fast_it_came() -> None:
+    foot = texts(messages(talk(("q", "a", "stop"), timing=Timing(0.1, None))))[-1]
+    assert foot == "<div class='foot'>first word after 0.10 s</div>"
+
+
+def test_while_an_answer_comes_only_the_last_turn_lacks_its_foot() -> None:
+    shown = texts(messages(talk(("q", "a", "stopped"), ("r", "b", "stopped")), "writing"))
+    assert shown == ["q", "a", "<div class='foot'>stopped by you</div>", "r", "b"]
+
+
+def test_what_is_waited_for_is_shown_escaped() -> None:
+    assert "Loading &lt;b&gt; …" in texts(messages(talk(("q", "", "stopped")), "Loading <b> …"))[-1]
+
+
+def test_the_model_list_says_where_a_model_comes_from_and_that_stage_1_only_captions() -> None:
+    built_in = Card("world", "a", "built-in", "instruct", "vicuna_v1", "pad")
+    aligned = Card("mine", "b", "run", "align", "plain", "pad")
+    shown = choices({"world": built_in, "mine": aligned})
+    assert shown == [("world · built in", "world"), ("mine · stage 1: only captions", "mine")]
+
+
+def test_the_status_escapes_what_a_card_says() -> None:
+    assert "&lt;script&gt;" in status("<script>", state="ready", why="<b>")
+    assert "<b>" not in status("<script>", state="ready", why="<b>")

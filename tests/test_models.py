@@ -1,0 +1,131 @@
+from collections.abc import Iterator
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from llava_app.checkpoints import Card, write_card
+from llava_app.conversation import Conversation
+from llava_app.engine import Piece, Sampling
+from llava_app.errors import ModelError
+from llava_app.ui.models import Models, Ready
+
+PATIENCE = 30  # s
+
+
+class Silent:
+    """An engine that remembers whether it was closed."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.closed = False
+
+    def answer(self, conversation: Conversation, sampling: Sampling) -> Iterator[Piece]:
+        yield Piece("", "stop")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def card(name: str, kind: str = "hub") -> Card:
+    return Card(name, f"somewhere/{name}", kind, "instruct", "vicuna_v1", "pad")
+
+
+def put_run(runs: Path, folder: str, name: str) -> None:
+    (runs / folder).mkdir(parents=True)
+    write_card(runs / folder, card(name, "run"))
+
+
+@pytest.fixture
+def loaded() -> list[Silent]:
+    return []
+
+
+@pytest.fixture
+def models(loaded: list[Silent], tmp_path: Path) -> Models:
+    """Starts with “first”; opens every card but “broken”."""
+
+    def load(wanted: Card) -> Ready:
+        if wanted.name == "broken":
+            raise ModelError("broken is broken. Choose another one.")
+        loaded.append(Silent(wanted))
+        return Ready(loaded[-1], "It runs.")
+
+    models = Models(load, lambda: (card("first"), "It fits."), runs=tmp_path)
+    models.start()
+    assert models.first.result(PATIENCE) == "first"
+    return models
+
+
+def open_and_return(models: Models, wanted: Card) -> None:
+    with models.lend(wanted) as ready:
+        wait([ready], PATIENCE)
+
+
+def test_the_first_model_loads_by_itself_and_says_why(models: Models) -> None:
+    with models.lend(models.card("first")) as ready:
+        assert models.why("first", ready.result(PATIENCE)) == "It fits. It runs."
+        assert models.why("another", ready.result()) == "It runs."
+
+
+def test_two_tabs_share_one_engine(models: Models, loaded: list[Silent]) -> None:
+    with models.lend(card("big")) as one, models.lend(card("big")) as other:
+        assert one.result(PATIENCE) is other.result(PATIENCE)
+    assert [engine.card.name for engine in loaded] == ["first", "big"]
+
+
+def test_idle_engines_are_closed_before_another_model_loads(models: Models, loaded: list[Silent]) -> None:
+    open_and_return(models, card("big"))
+    open_and_return(models, card("bigger"))
+    assert [(engine.card.name, engine.closed) for engine in loaded] == [
+        ("first", True),
+        ("big", True),
+        ("bigger", False),
+    ]
+
+
+def test_an_engine_somebody_listens_to_is_not_closed(models: Models, loaded: list[Silent]) -> None:
+    with models.lend(card("big")) as ready:
+        ready.result(PATIENCE)
+        open_and_return(models, card("bigger"))
+        assert not ready.result().engine.closed
+
+
+def test_built_in_engines_stay(models: Models, loaded: list[Silent]) -> None:
+    open_and_return(models, card("small", "built-in"))
+    open_and_return(models, card("big"))
+    assert not next(engine for engine in loaded if engine.card.name == "small").closed
+
+
+def test_a_model_that_failed_to_load_is_tried_again(models: Models) -> None:
+    for _ in range(2):
+        with models.lend(card("broken")) as ready, pytest.raises(ModelError):
+            ready.result(PATIENCE)
+    open_and_return(models, card("big"))
+
+
+def test_a_finished_run_is_listed_without_a_restart(models: Models, tmp_path: Path) -> None:
+    assert "mine" not in models.cards()
+    put_run(tmp_path, "mine", "mine")
+    assert models.cards()["mine"].kind == "run"
+
+
+def test_models_of_one_name_are_told_apart(models: Models, tmp_path: Path) -> None:
+    put_run(tmp_path, "monday", "mine")
+    put_run(tmp_path, "tuesday", "mine")
+    assert {"mine (monday)", "mine (tuesday)"} <= set(models.cards())
+
+
+def test_an_unknown_model_is_named(models: Models) -> None:
+    with pytest.raises(ModelError, match="“nobody” is not in the list"):
+        models.card("nobody")
+
+
+def test_a_start_that_fails_is_told_to_whoever_waits(tmp_path: Path) -> None:
+    def choose() -> tuple[Card, str]:
+        raise ModelError("The built-in model is damaged. Install the app again.")
+
+    models = Models(lambda wanted: Ready(Silent(wanted), ""), choose, runs=tmp_path)
+    models.start()
+    with pytest.raises(ModelError, match="damaged"):
+        models.first.result(PATIENCE)

@@ -1,0 +1,309 @@
+import io
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llava_app.checkpoints import Card
+from llava_app.conversation import Conversation
+from llava_app.engine import Piece, Sampling
+from llava_app.ui import handlers as page
+from llava_app.ui.display import Talk
+from llava_app.ui.examples import Example, read_examples
+from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers, Update
+from llava_app.ui.models import Models, Ready, load_locally
+from tests.fixtures_model import write_tiny_model
+
+SHORT = (0.0, 1.0, 12, None)  # temperature, top-p, longest answer, seed
+
+
+class Faulty:
+    """An engine that writes two words and then breaks in a way that nobody foresaw."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+
+    def answer(self, conversation: Conversation, sampling: Sampling) -> Iterator[Piece]:
+        yield Piece("Two words", tokens=2)
+        raise RuntimeError("/srv/secret/path exploded")
+
+    def close(self) -> None:
+        pass
+
+
+def load(card: Card) -> Ready:
+    return Ready(Faulty(card), "") if card.name == "Faulty" else load_locally(card, "float32")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    write_tiny_model(runs / "tiny")
+    for copy in ("Faulty", "Vanished"):
+        shutil.copytree(runs / "tiny", runs / copy)
+        text = (runs / copy / "card.json").read_text(encoding="utf-8")
+        (runs / copy / "card.json").write_text(text.replace('"Tiny"', f'"{copy}"'), encoding="utf-8")
+    return runs
+
+
+@pytest.fixture(scope="module")
+def handlers(runs: Path) -> Handlers:
+    meme = runs / "meme.png"
+    Image.new("RGB", (32, 24), "orange").save(meme)
+    models = Models(load, lambda: (models.cards()["Tiny"], "The only one."), runs=runs)
+    models.start()
+    return Handlers(models, [Example(meme, "What is the joke?")])
+
+
+@pytest.fixture
+def meme(tmp_path: Path) -> str:
+    path = tmp_path / "meme.png"
+    Image.new("RGB", (40, 30), "purple").save(path)
+    return str(path)
+
+
+def last(updates: Iterator[Update], before: Talk | None = None) -> tuple[Talk, list[dict], Any]:
+    """The talk, what is shown of it, and the box after all updates."""
+    talk, shown, box = before, [], None
+    for update in updates:
+        talk = update[0] if isinstance(update[0], Talk) else talk
+        shown = update[1] if isinstance(update[1], list) else shown
+        box = update[2] if "value" in (update[2] or {}) else box
+    assert talk is not None
+    return talk, shown, box
+
+
+def message(text: str, *files: str) -> dict[str, Any]:
+    return {"text": text, "files": list(files)}
+
+
+def asked(handlers: Handlers, *questions: str) -> Talk:
+    talk = Talk()
+    for question in questions:
+        talk, _, _ = last(handlers.send(message(question), talk, "Tiny", *SHORT))
+    return talk
+
+
+def test_an_answer_streams_and_the_talk_grows(handlers: Handlers, meme: str) -> None:
+    talk, shown, box = last(handlers.send(message("What?", meme), Talk(), "Tiny", *SHORT))
+    turn = talk.conversation.turns[0]
+    assert (turn.question, len(turn.images), turn.finish) == ("What?", 1, "length")
+    assert turn.answer
+    assert talk.timings[0].seconds_to_first is not None
+    assert [entry["role"] for entry in shown] == ["user", "assistant"]
+    assert box["value"] is None  # emptied
+
+
+def test_a_question_shows_at_once_while_the_answer_is_awaited(handlers: Handlers) -> None:
+    with closing(handlers.send(message("What?"), Talk(), "Tiny", *SHORT)) as updates:
+        _, shown, box = next(updates)
+    assert shown[0]["content"][0]["text"] == "What?"
+    assert (box["submit_btn"], box["stop_btn"]) == (False, True)
+
+
+def test_further_questions_keep_the_context_and_pictures_stay_with_their_turn(handlers: Handlers, meme: str) -> None:
+    talk, _, _ = last(handlers.send(message("And this?", meme), asked(handlers, "First?"), "Tiny", *SHORT))
+    assert [(turn.question, len(turn.images)) for turn in talk.conversation.turns] == [("First?", 0), ("And this?", 1)]
+
+
+def test_a_picture_needs_no_words(handlers: Handlers, meme: str) -> None:
+    talk, _, _ = last(handlers.send(message("", meme), Talk(), "Tiny", *SHORT))
+    assert talk.conversation.turns[0].answer
+
+
+@pytest.mark.parametrize("nothing", [message(""), message("  \n"), None])
+def test_nothing_typed_gets_a_hint_and_nothing_happens(
+    handlers: Handlers, nothing: dict[str, Any] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = asked(handlers, "First?")
+    assert last(handlers.send(nothing, before, "Tiny", *SHORT), before) == (before, [], None)
+    assert "Type a question or add a picture" in capsys.readouterr().out
+
+
+def broken_files() -> dict[str, bytes]:
+    file = io.BytesIO()
+    Image.effect_noise((300, 300), 90).convert("RGB").save(file, "JPEG")
+    wide = io.BytesIO()
+    Image.new("1", (12_000, 6_000)).save(wide, "PNG")
+    return {
+        "broken.png": b"\x89PNG\r\n\x1a\n" + b"nonsense" * 40,
+        "truncated.jpg": file.getvalue()[: len(file.getvalue()) // 2],
+        "huge.png": wide.getvalue(),
+        "empty.png": b"",
+        "notes.txt": b"Dear diary, this is no picture.",
+    }
+
+
+@pytest.mark.parametrize("name", broken_files())
+def test_a_bad_file_is_named_and_talk_and_box_stay(handlers: Handlers, tmp_path: Path, name: str, meme: str) -> None:
+    bad = tmp_path / name
+    bad.write_bytes(broken_files()[name])
+    before = asked(handlers, "First?")
+    with pytest.warns(UserWarning, match=name) as told:
+        talk, _, box = last(handlers.send(message("What?", meme, str(bad)), before, "Tiny", *SHORT))
+    assert talk == before
+    assert box["value"] == message("What?", meme, str(bad))
+    assert str(tmp_path) not in str(told[0].message)
+    assert last(handlers.send(message("Next?", meme), talk, "Tiny", *SHORT))[0].conversation.turns[-1].answer
+
+
+def test_a_conversation_that_is_too_long_says_what_to_do(handlers: Handlers) -> None:
+    before = asked(handlers, "First?")
+    with pytest.warns(UserWarning, match="tokens.*at most 512"):
+        talk, shown, box = last(handlers.send(message("long " * 300), before, "Tiny", *SHORT))
+    assert talk == before
+    assert len(shown) == 2
+    assert box["value"]["text"] == "long " * 300
+    assert last(handlers.send(message("Next?"), talk, "Tiny", *SHORT))[0].conversation.turns[-1].answer
+
+
+@pytest.mark.parametrize(
+    ("too_much", "told"),
+    [
+        (message("a" * (MAX_CHARACTERS + 1)), "20,001 characters; the limit is 20,000"),
+        (message("What?", *["x.png"] * (MAX_PICTURES + 1)), "9 pictures in this message; the limit is 8"),
+    ],
+)
+def test_a_message_is_bounded_before_anything_is_read(handlers: Handlers, too_much: dict[str, Any], told: str) -> None:
+    with pytest.warns(UserWarning, match=told):
+        assert last(handlers.send(too_much, Talk(), "Tiny", *SHORT))[0] == Talk()
+
+
+def test_an_unknown_model_is_named_and_markup_in_its_name_stays_text(handlers: Handlers) -> None:
+    with pytest.warns(UserWarning, match="“&lt;b&gt;x” is not in the list"):
+        talk, _, box = last(handlers.send(message("What?"), Talk(), "<b>x", *SHORT))
+    assert (talk, box["value"]["text"]) == (Talk(), "What?")
+
+
+def test_a_model_folder_that_vanished_is_named_and_another_model_answers(handlers: Handlers, runs: Path) -> None:
+    card = handlers.models.cards()["Vanished"]
+    shutil.rmtree(runs / "Vanished")
+    handlers.models._pinned += (card,)  # as for a tab that chose it a moment before
+    with pytest.warns(UserWarning, match="Vanished"):
+        talk, _, _ = last(handlers.send(message("What?"), Talk(), "Vanished", *SHORT))
+    handlers.models._pinned = handlers.models._pinned[:-1]
+    assert last(handlers.send(message("What?"), talk, "Tiny", *SHORT))[0].conversation.turns[0].answer
+
+
+def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
+    handlers: Handlers, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = asked(handlers, "First?")
+    with caplog.at_level(logging.ERROR), pytest.warns(UserWarning, match="error id [0-9a-f]{8}") as told:
+        talk, shown, box = last(handlers.send(message("What?"), before, "Faulty", *SHORT))
+    assert (talk, len(shown), box["value"]["text"]) == (before, 2, "What?")
+    assert "secret" not in str(told[0].message)
+    assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [(99.0, -1.0, 12, -5), (math.nan, math.nan, 12, 0.5), (None, None, 12, None)])
+def test_numbers_from_outside_are_clamped(handlers: Handlers, settings: tuple[float | None, ...]) -> None:
+    assert last(handlers.send(message("What?"), Talk(), "Tiny", *settings))[0].conversation.turns[0].answer
+
+
+def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handlers) -> None:
+    with closing(handlers.send(message("What?"), Talk(), "Tiny", 0.0, 1.0, 200, None)) as updates:
+        for talk, _, _ in updates:
+            assert not talk.conversation.is_open
+            if talk.conversation.turns[0].answer:
+                break
+    assert talk.conversation.turns[0].finish == "stopped"
+    shown, box = handlers.settle(talk)
+    assert "stopped by you" in shown[-1]["content"][-1]["value"]
+    assert (box["submit_btn"], box["stop_btn"]) == (True, False)
+
+
+def test_retry_answers_the_last_question_anew(handlers: Handlers) -> None:
+    before = asked(handlers, "First?", "Second?")
+    talk, _, _ = last(handlers.retry(before, "Tiny", 0.0, 1.0, 5, None))
+    assert [turn.question for turn in talk.conversation.turns] == ["First?", "Second?"]
+    assert talk.conversation.turns[1].answer != before.conversation.turns[1].answer  # shorter
+    assert len(talk.timings) == 2
+
+
+def test_a_retry_that_fails_keeps_the_answer_there_was(handlers: Handlers) -> None:
+    before = asked(handlers, "First?")
+    with pytest.warns(UserWarning, match="error id"):
+        assert last(handlers.retry(before, "Faulty", *SHORT))[0] == before
+
+
+def test_undo_puts_question_and_pictures_back_into_the_box(handlers: Handlers, meme: str) -> None:
+    before = asked(handlers, "First?")
+    talk, _, _ = last(handlers.send(message("And this?", meme), before, "Tiny", *SHORT))
+    shorter, shown, box = handlers.undo(talk)
+    assert (shorter, len(shown), box["value"]["text"]) == (before, 2, "And this?")
+    assert Image.open(box["value"]["files"][0]).getpixel((0, 0)) == (128, 0, 128)
+
+
+def test_clear_starts_anew(handlers: Handlers) -> None:
+    assert handlers.clear()[:2] == (Talk(), [])
+
+
+@pytest.mark.parametrize("nothing", ["retry", "undo"])
+def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing: str) -> None:
+    update = handlers.undo(Talk()) if nothing == "undo" else next(handlers.retry(Talk(), "Tiny", *SHORT))
+    assert update == page.UNCHANGED
+
+
+def test_an_example_is_one_click_away(handlers: Handlers) -> None:
+    talk, _, _ = last(handlers.example(SimpleNamespace(index=0), Talk(), "Tiny", *SHORT))
+    assert (talk.conversation.turns[0].question, len(talk.conversation.pictures)) == ("What is the joke?", 1)
+
+
+@pytest.mark.parametrize("forged", [7, -1, "0", None, [0]])
+def test_an_example_that_is_not_there_is_ignored(handlers: Handlers, forged: Any) -> None:
+    assert list(handlers.example(SimpleNamespace(index=forged), Talk(), "Tiny", *SHORT)) == [page.UNCHANGED]
+
+
+def test_examples_are_read_from_their_list_and_may_be_missing(tmp_path: Path) -> None:
+    assert read_examples(tmp_path) == ()
+    (tmp_path / "questions.json").write_text('[{"image": "memes/a.png", "question": "Why?"}]', encoding="utf-8")
+    assert read_examples(tmp_path) == (Example(tmp_path / "memes/a.png", "Why?"),)
+
+
+def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
+    model, _ = list(handlers.greet())[-1]
+    assert model["value"] == "Tiny"
+    assert ("Tiny · trained here", "Tiny") in model["choices"]
+
+
+def test_a_start_that_failed_is_told_to_every_new_tab(runs: Path) -> None:
+    models = Models(load, lambda: (models.cards()["nobody"], ""), runs=runs)
+    models.start()
+    _, status = list(Handlers(models, []).greet())[-1]
+    assert "status failed" in status
+
+
+def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers) -> None:
+    status = list(handlers.choose("Tiny"))[-1]
+    assert "status ready" in status
+    assert "Random weights: it answers nonsense." in status
+    assert "The only one." in status
+
+
+def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:
+    assert "“nobody” is not in the list" in list(handlers.choose("nobody"))[-1]
+
+
+def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handlers: Handlers, runs: Path) -> None:
+    listed, update = handlers.refresh([], "Tiny")
+    assert "value" not in update
+    assert handlers.refresh(listed, "Tiny")[1].keys() == {"__type__"}
+    shutil.copytree(runs / "tiny", runs / "later")
+    now, update = handlers.refresh(listed, "Tiny (tiny)")
+    shutil.rmtree(runs / "later")
+    assert len(now) == len(listed) + 1
+    assert "value" not in update
+
+
+def test_a_selection_that_is_gone_moves_to_the_first_model(handlers: Handlers) -> None:
+    with pytest.warns(UserWarning, match="“gone” is gone"):
+        now, update = handlers.refresh([], "gone")
+    assert update["value"] == now[0][1]
