@@ -15,9 +15,9 @@ class Plan:
     """How much of everything. The default is what the shipped model was made with."""
 
     folder: Path = Path("data/memeworld")
-    eyes_pictures: int = 60_000
-    eyes_steps: int = 3_100
-    text_steps: int = 2_800
+    eyes_pictures: int = 40_000
+    eyes_steps: int = 2_000
+    text_steps: int = 1_500
     pictures: int = 50_000
     texts: int = 8_000
     align_steps: int = 600

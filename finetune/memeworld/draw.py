@@ -30,6 +30,7 @@ HUES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, flo
     "pink": ((322, 338), (0.35, 0.5), (0.97, 1.0)),
     "white": ((0, 60), (0.0, 0.04), (0.95, 1.0)),
 }
+UNLIKE = 60  # distance in RGB from the middle of every nameable colour
 INK: RGB = (34, 30, 44)
 LIGHT: RGB = (244, 246, 250)
 RADIUS = {"big": (0.15, 0.166), "small": (0.095, 0.11)}
@@ -60,8 +61,8 @@ class PatchLabels:
 def draw(scene: Scene, seed: int, side: int = 224, *, repainted: bool = False) -> Image.Image:
     """The scene as an RGB picture of `side` × `side` pixels.
 
-    `repainted`: every thing in some colour of the whole colour space, nameable or not, in place of its own; never in
-    one that comes nearest to the colour HELD_OUT for it. It teaches eyes that a shape does not hang on a colour.
+    `repainted`: every thing in a colour between the nameable ones, from the same for all kinds of things. Eyes that learn
+    shapes from such pictures cannot learn that a kind never comes in the colour HELD_OUT for it.
     """
     rng = random.Random(f"draw/{seed}")
     image = Image.new("RGB", (side, side))
@@ -70,7 +71,7 @@ def draw(scene: Scene, seed: int, side: int = 224, *, repainted: bool = False) -
     for thing in scene.things:
         pose = _pose(rng, thing)
         if repainted:
-            pose = replace(pose, colour=_any_colour(random.Random(f"repaint/{seed}/{thing.place}"), thing.kind))
+            pose = replace(pose, colour=_between_colours(random.Random(f"repaint/{seed}/{thing.place}")))
         _draw_thing(canvas, thing, pose, side)
     for line, centre in zip(scene.lines(), (TEXT_CENTRE, 1 - TEXT_CENTRE), strict=True):
         if line:
@@ -144,17 +145,15 @@ def _rgb(hue: float, saturation: float, value: float) -> RGB:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def nearest_colour(rgb: RGB) -> str:
-    """The name of the colour whose middle lies nearest, by distance in RGB."""
-    middles = {name: _rgb(*(sum(bounds) / 2 for bounds in ranges)) for name, ranges in HUES.items()}
-    return min(middles, key=lambda name: sum((a - b) ** 2 for a, b in zip(middles[name], rgb, strict=True)))
-
-
-def _any_colour(rng: random.Random, kind: str) -> RGB:
+def _between_colours(rng: random.Random) -> RGB:
     while True:
         rgb = _rgb(rng.uniform(0, 360), rng.random() ** 0.5, rng.uniform(0.25, 1))
-        if (kind, nearest_colour(rgb)) not in world.HELD_OUT:
+        if min(_distance(rgb, _rgb(*(sum(bounds) / 2 for bounds in ranges))) for ranges in HUES.values()) > UNLIKE:
             return rgb
+
+
+def _distance(one: RGB, other: RGB) -> float:
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
 
 
 def _placed(thing: Thing, pose: Pose, side: int) -> list[list[Point]]:

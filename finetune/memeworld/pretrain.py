@@ -119,7 +119,7 @@ class Gallery:
     pixels: np.ndarray  # (N, 112, 112, 3) uint8
     labels: np.ndarray  # (N, 5, 64) uint8, in the order of PATCH_HEADS
     words: np.ndarray  # (N, 32) int64 word numbers of the description, 0 where it is shorter
-    in_colour: np.ndarray  # (N,) bool; false where the things are repainted, so that their colour says nothing
+    in_colour: np.ndarray  # (N,) bool; false where the things are repainted
 
 
 PATCH_HEADS = {
@@ -132,12 +132,12 @@ CAPTION_WORDS = 32
 
 def _draw_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     scene = make_scene("train", index)
-    in_colour = index % 2 == 0
+    in_colour = index % 5 < 2
     picture = draw.draw(scene, index, repainted=not in_colour)
     labels = draw.label(scene, index)
     words = [word for line in scene.lines() if line for word in line.split()] + [scene.background]
     for thing in scene.things:
-        words += [thing.kind, thing.size, thing.place] + [thing.colour] * in_colour
+        words += [thing.colour if in_colour else thing.kind, thing.size, thing.place]
     numbers = [1 + LEXICON.index(word.upper()) for word in words]
     padded = np.array(numbers + [0] * (CAPTION_WORDS - len(numbers)))
     pixels = np.asarray(picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC))
@@ -167,15 +167,20 @@ class Looking(nn.Module):
         self.text_side = nn.EmbeddingBag(1 + len(LEXICON), tower.config.projection_dim, mode="mean", padding_idx=0)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def forward(self, pixels: Tensor, labels: Tensor, words: Tensor, seen_in_colour: Tensor) -> Tensor:
-        """`pixels` (B, 3, 112, 112); `labels` (B, 5, 64); `words` (B, 32); `seen_in_colour` (B,) bool."""
+    def forward(self, pixels: Tensor, labels: Tensor, words: Tensor, in_colour: Tensor) -> Tensor:
+        """`pixels` (B, 3, 112, 112); `labels` (B, 5, 64); `words` (B, 32); `in_colour` (B,) bool.
+
+        A picture in nameable colours teaches colours; a grey or repainted one teaches kinds of things. No picture
+        teaches both, so that the eyes cannot learn which kinds never come in which colour.
+        """
         output = self.tower(pixels, output_hidden_states=True)
         patches_BPD = self.norm(output.hidden_states[-2][:, 1:])
         loss = self._contrast(output.pooler_output, words)
         for i, (name, head) in enumerate(self.heads.items()):
             target_BP = labels[:, i]
-            if name == "colour":  # a grey or repainted picture has none to tell
-                target_BP = target_BP.masked_fill(~seen_in_colour[:, None], -100)
+            if name in ("kind", "colour"):
+                silent = in_colour if name == "kind" else ~in_colour
+                target_BP = target_BP.masked_fill(silent[:, None], -100)
             weights = torch.ones(1 + PATCH_HEADS[name], device=pixels.device)
             weights[0] = NOTHING
             loss = loss + F.cross_entropy(head(patches_BPD).float().transpose(1, 2), target_BP, weights)
@@ -203,9 +208,9 @@ def pretrain_eyes(folder: Path, schedule: Schedule, *, pictures: int, processes:
         turned_grey = torch.from_numpy(rng.random(schedule.batch) < 0.15)
         grey = pixels.mean(1, keepdim=True).expand_as(pixels)
         pixels = torch.where(turned_grey[:, None, None, None], grey, pixels)
-        seen_in_colour = torch.from_numpy(gallery.in_colour[chosen]) & ~turned_grey
+        in_colour = torch.from_numpy(gallery.in_colour[chosen]) & ~turned_grey
         labels = torch.from_numpy(gallery.labels[chosen]).long()
-        return (pixels - mean) / std, labels, torch.from_numpy(gallery.words[chosen]), seen_in_colour
+        return (pixels - mean) / std, labels, torch.from_numpy(gallery.words[chosen]), in_colour
 
     _pretrain(folder, looking, batch, schedule)
     looking.tower.save_pretrained(folder)
