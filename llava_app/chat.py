@@ -54,11 +54,10 @@ def _progress(pieces: Iterator[Piece], conversation: Conversation) -> Iterator[P
     for piece in pieces:
         text += piece.text
         pace = pace.after(piece, time.monotonic())
-        phase = "writing" if pace.first is not None else piece.phase
         yield Progress(
             conversation.answer(text, finish=piece.finish or "stopped"),
             text,
-            "done" if piece.finish else phase,
+            "done" if piece.finish else piece.phase,
             pace.seconds_to_first,
             pace.tokens_per_second,
         )

@@ -120,8 +120,8 @@ def make_processor(
     image_processor = LlavaImageProcessorPil(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
-        image_mean=list(tower.mean),
-        image_std=list(tower.std),
+        image_mean=tower.mean,
+        image_std=tower.std,
         do_pad=image_mode == "pad",
     )
     return _processor(config, tokenizer, image_processor=image_processor, chat_template=template_text(template_name))
@@ -220,6 +220,8 @@ def _quantisation(device: torch.device) -> BitsAndBytesConfig:
 
 
 def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTrainedModel:
+    if not (folder / "config.json").is_file():  # transformers would build 7 billion random weights by its defaults
+        raise FileNotFoundError("its folder has no config.json")
     quantisation = _quantisation(device) if precision == "4bit" else None
     dtype = quantisation.bnb_4bit_compute_dtype if quantisation else getattr(torch, precision)
     model, info = LlavaForConditionalGeneration.from_pretrained(
@@ -230,6 +232,7 @@ def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTra
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        disable_mmap=device.type == "cpu",  # or a training run that rewrites the file would change, or kill, the app
         ignore_mismatched_sizes=True,  # so that wrong shapes come back named, to be refused here with the rest
         output_loading_info=True,
     )

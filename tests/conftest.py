@@ -8,6 +8,8 @@ from transformers import LlavaImageProcessorPil, LlavaProcessor, PreTrainedToken
 from llava_app.images import Picture
 from llava_app.prompts import template_text
 
+pytest_plugins = ["tests.fixtures_model"]
+
 TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions. USER: What is funny? ASSISTANT: A joke. Why is the cat red? 0123456789"

@@ -37,7 +37,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config() -> LlavaConfig:
+def tiny_config(*, tie_word_embeddings: bool = False) -> LlavaConfig:
     """CLIP and Llama of two layers, 64 wide; 28 px in patches of 7 make 16 image tokens; 512 tokens of context."""
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -56,6 +56,7 @@ def tiny_config() -> LlavaConfig:
             num_attention_heads=2,
             num_key_value_heads=2,
             vocab_size=len(SPECIALS) + 256,
+            tie_word_embeddings=tie_word_embeddings,
             max_position_embeddings=512,
             bos_token_id=0,
             eos_token_id=1,
@@ -66,14 +67,14 @@ def tiny_config() -> LlavaConfig:
     )
 
 
-def write_tiny_model(folder: Path, *, image_mode: str = "pad") -> Card:
+def write_tiny_model(folder: Path, *, image_mode: str = "pad", tie_word_embeddings: bool = False) -> Card:
     """A finished checkpoint folder of random weights, the same ones every time."""
-    config = tiny_config()
+    config = tiny_config(tie_word_embeddings=tie_word_embeddings)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(4)
         model = LlavaForConditionalGeneration(config)
         for parameter in model.parameters():  # wide enough that greedy answers wander instead of repeating a token
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.6)
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2)
     model.save_pretrained(folder)
     processor = make_processor(config, byte_tokenizer(), image_mode=image_mode, template_name="vicuna_v1")

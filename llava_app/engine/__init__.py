@@ -74,7 +74,7 @@ class Piece:
         None  # on the last piece only: "stop" (end token) | "length" | "stopped" (engine closed) | "time"
     )
     tokens: int = 0  # written so far, the end token included; 0 where the engine cannot count
-    phase: str = "reading"  # what a heartbeat before the first token waits for: "queued" | "reading"
+    phase: str = "writing"  # what the engine is doing: "queued" | "reading" (the prompt) | "writing"
 
 
 class Engine(Protocol):

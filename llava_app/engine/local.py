@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from transformers import DynamicCache
@@ -30,7 +31,7 @@ class _Request:
     sampling: Sampling
     outbox: "queue.SimpleQueue[Piece | Exception]" = field(default_factory=queue.SimpleQueue)
     given_up: threading.Event = field(default_factory=threading.Event)  # set when nobody reads the answer any more
-    phase: str = "queued"
+    phase: str = "queued"  # as in Piece
 
     def take(self) -> Piece:
         """All that has arrived, as one piece; a heartbeat when nothing has for a while. Raises what the thread raised.
@@ -49,7 +50,7 @@ class _Request:
                 raise item
             texts.append(item.text)
             last = item
-        return Piece("".join(texts), last.finish, last.tokens, last.phase)
+        return Piece("".join(texts), last.finish, last.tokens)
 
 
 @dataclass(eq=False)
@@ -77,6 +78,10 @@ class LocalEngine:
         self._processor = loaded.processor
         self._device = loaded.device
         self._time_limit = time_limit
+        # Handing a small matrix to a second CPU thread costs more than multiplying it: a model of 5 million parameters
+        # decodes 494 tokens/s on one thread and 140 on two.
+        all_threads = _all_threads()
+        self._threads = 1 if self._model.get_memory_footprint() < SMALL_BYTES else all_threads
         end = loaded.model.generation_config.eos_token_id
         self._end_tokens = frozenset([end] if isinstance(end, int) else end)
         self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -118,27 +123,25 @@ class LocalEngine:
 
     def _work(self) -> None:
         """The thread: serve requests until the None that `close` sends."""
-        threads = torch.get_num_threads()
-        if self._device.type == "cpu" and self._model.get_memory_footprint() < SMALL_BYTES:
-            # Handing a small matrix to a second thread costs more than multiplying it: 5 million parameters decode
-            # 494 tokens/s on one thread and 140 on two.
-            torch.set_num_threads(1)
         while (request := self._inbox.get()) is not None:
+            torch.set_num_threads(self._threads)
             try:
                 self._serve(request)
-            except torch.OutOfMemoryError as error:
-                problem = ModelError(
-                    f"The GPU has too little free memory for this conversation with {self.card.name}. "
-                    "Start a new chat, use fewer pictures, or choose a smaller model."
-                )
-                problem.__cause__ = error
-                traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
-                request.outbox.put(problem)
             except Exception as error:  # whatever it is belongs to this request alone, and its reader raises it
-                traceback.clear_frames(error.__traceback__)
-                request.outbox.put(error)
-        torch.set_num_threads(threads)
+                traceback.clear_frames(error.__traceback__)  # they hold tensors, and the reader may keep the error
+                request.outbox.put(self._explained(error))
+            torch.set_num_threads(_all_threads())
         del self._model
+
+    def _explained(self, error: Exception) -> Exception:
+        if not isinstance(error, torch.OutOfMemoryError):
+            return error
+        explained = ModelError(
+            f"The GPU has too little free memory for this conversation with {self.card.name}. "
+            "Start a new chat, use fewer pictures, or choose a smaller model."
+        )
+        explained.__cause__ = error
+        return explained
 
     @torch.inference_mode()
     def _serve(self, request: _Request) -> None:
@@ -198,6 +201,7 @@ class LocalEngine:
 
     def _hand_out(self, answer: _Answer, token: int) -> bool:
         """Send the text that `token` completes to the reader; whether the answer ends with it."""
+        answer.request.phase = "writing"
         answer.tokens += 1
         finish = self._finish(answer, token)
         text = "" if finish == "stop" else answer.stream.push(token)
@@ -218,6 +222,12 @@ class LocalEngine:
         if self._closed or answer.request.given_up.is_set():
             return "stopped"
         return "time" if time.monotonic() > answer.deadline else None
+
+
+@cache
+def _all_threads() -> int:
+    """How many threads torch takes by itself, asked before the first engine changes it."""
+    return torch.get_num_threads()
 
 
 def choose(logits_V: torch.Tensor, sampling: Sampling, *, generator: torch.Generator) -> int:

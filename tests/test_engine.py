@@ -1,0 +1,384 @@
+import gc
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+
+from llava_app import checkpoints
+from llava_app.checkpoints import Card, built_in
+from llava_app.conversation import Conversation
+from llava_app.engine import Piece, Sampling
+from llava_app.engine.local import LocalEngine, choose
+from llava_app.errors import BusyError, ContextError, ModelError
+from llava_app.images import Picture
+from llava_app.loading import Loaded, load
+from llava_app.prompts import encode
+
+GREEDY = Sampling(temperature=0, max_new_tokens=60)
+NOISE = [
+    Picture(Image.frombytes("RGB", (40, 30), random.Random(seed).randbytes(3600)), f"noise {seed}") for seed in (1, 2)
+]
+FUNNY = Conversation().ask("What is funny?", NOISE[:1])
+
+
+@pytest.fixture
+def engine(tiny_loaded: Loaded) -> Iterator[LocalEngine]:
+    engine = LocalEngine(tiny_loaded)
+    yield engine
+    engine.close()
+
+
+def generated(loaded: Loaded, conversation: Conversation) -> list[int]:
+    """What `model.generate` answers to the same inputs."""
+    encoded = encode(conversation, loaded.processor, open_answer=True)
+    ids = encoded.input_ids[None]
+    images = {} if encoded.pixel_values is None else {"pixel_values": encoded.pixel_values}
+    output = loaded.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        **images,
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=GREEDY.max_new_tokens,
+            eos_token_id=1,
+            pad_token_id=2,
+            suppress_tokens=[loaded.model.config.image_token_id],
+        ),
+    )
+    return output[0, ids.shape[1] :].tolist()
+
+
+def chosen(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by every token that the engine chooses."""
+    tokens: list[int] = []
+
+    def note(logits: torch.Tensor, sampling: Sampling, *, generator: torch.Generator) -> int:
+        tokens.append(choose(logits, sampling, generator=generator))
+        return tokens[-1]
+
+    monkeypatch.setattr("llava_app.engine.local.choose", note)
+    return tokens
+
+
+CONVERSATIONS = {
+    "a picture": FUNNY,
+    "no picture": Conversation().ask("Hello"),
+    "two turns": FUNNY.answer("A joke.").ask("Why?"),
+    "a second picture in a later turn": FUNNY.answer("A joke.").ask("And this one?", NOISE[1:]),
+    "two pictures in one turn": Conversation().ask("Compare.", NOISE),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_greedy_answers_equal_generate_token_for_token(
+    engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    expected = generated(tiny_loaded, CONVERSATIONS[name])
+    assert len(set(expected)) > 1
+    tokens = chosen(engine, monkeypatch)
+    pieces = list(engine.answer(CONVERSATIONS[name], GREEDY))
+    assert tokens == expected
+    assert pieces[-1].tokens == len(expected)
+    assert pieces[-1].finish == ("stop" if expected[-1] == 1 else "length")
+
+
+def text_of(pieces: Iterator[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def test_the_text_is_the_decoding_of_the_tokens(engine: LocalEngine, tiny_loaded: Loaded) -> None:
+    expected = tiny_loaded.processor.tokenizer.decode(generated(tiny_loaded, FUNNY), skip_special_tokens=True)
+    assert text_of(engine.answer(FUNNY, GREEDY)) == expected.removeprefix(" ")
+
+
+def test_the_answer_depends_on_the_picture(engine: LocalEngine) -> None:
+    other = Conversation().ask("What is funny?", NOISE[1:])
+    assert text_of(engine.answer(FUNNY, GREEDY)) != text_of(engine.answer(other, GREEDY))
+
+
+def test_the_same_seed_gives_the_same_answer_and_no_seed_another(engine: LocalEngine) -> None:
+    free = Sampling(temperature=1, max_new_tokens=20)
+    seeded = replace(free, seed=7)
+    assert text_of(engine.answer(FUNNY, seeded)) == text_of(engine.answer(FUNNY, seeded))
+    assert len({text_of(engine.answer(FUNNY, free)) for _ in range(4)}) > 1
+
+
+def test_the_space_between_role_and_answer_is_not_part_of_the_answer(
+    engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = iter([*tiny_loaded.processor.tokenizer("  A  joke ", add_special_tokens=False)["input_ids"], 1])
+    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: next(script))
+    assert text_of(engine.answer(FUNNY, GREEDY)) == " A  joke "
+
+
+def test_the_image_token_is_never_chosen(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def look(logits: torch.Tensor, _: Sampling, *, generator: torch.Generator) -> int:
+        seen.append(float(logits[3]))
+        return 1
+
+    monkeypatch.setattr("llava_app.engine.local.choose", look)
+    list(engine.answer(FUNNY, GREEDY))
+    assert seen == [-torch.inf]
+
+
+def test_any_of_several_end_tokens_ends_the_answer(tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    newline = tiny_loaded.processor.tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+    monkeypatch.setattr(tiny_loaded.model.generation_config, "eos_token_id", [1, newline])
+    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: newline)
+    engine = LocalEngine(tiny_loaded)
+    assert list(engine.answer(FUNNY, GREEDY))[-1] == Piece("", "stop", 1)
+    engine.close()
+
+
+def test_the_token_limit_ends_the_answer(engine: LocalEngine) -> None:
+    pieces = list(engine.answer(FUNNY, replace(GREEDY, max_new_tokens=3)))
+    assert (pieces[-1].finish, pieces[-1].tokens) == ("length", 3)
+
+
+def test_the_answer_is_cut_to_the_room_that_the_context_leaves(
+    engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = len(encode(FUNNY, tiny_loaded.processor, open_answer=True).input_ids)
+    monkeypatch.setattr(tiny_loaded.model.config.text_config, "max_position_embeddings", prompt + 2)
+    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: 50)
+    last = list(engine.answer(FUNNY, GREEDY))[-1]
+    assert (last.finish, last.tokens) == ("length", 2)
+
+
+def test_a_conversation_without_room_for_an_answer_is_refused_with_both_numbers(
+    engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = len(encode(FUNNY, tiny_loaded.processor, open_answer=True).input_ids)
+    monkeypatch.setattr(tiny_loaded.model.config.text_config, "max_position_embeddings", prompt)
+    with pytest.raises(ContextError, match=rf"has {prompt} tokens.*at most {prompt}"):
+        list(engine.answer(FUNNY, GREEDY))
+
+
+def test_a_failure_reaches_the_reader_with_its_cause_and_the_next_question_works(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise RuntimeError("broken") from ValueError("the reason")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llava_app.engine.local.choose", fail)
+        with pytest.raises(RuntimeError, match="broken") as caught:
+            list(engine.answer(FUNNY, GREEDY))
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert list(engine.answer(FUNNY, GREEDY))[-1].finish is not None
+
+
+def test_too_little_gpu_memory_is_something_a_person_is_told(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("llava_app.engine.local.choose", fail)
+    with pytest.raises(ModelError, match=r"too little free memory.*smaller model") as caught:
+        list(engine.answer(FUNNY, GREEDY))
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+class Gate:
+    """Stands in for the choice of a token, which then takes until somebody opens the gate."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        self.tokens = 0
+        monkeypatch.setattr("llava_app.engine.local.choose", self)
+
+    def __call__(self, *_: object, **__: object) -> int:
+        self.tokens += 1
+        self.reached.set()
+        assert self.opened.wait(30)
+        return 50
+
+
+def test_closing_the_iterator_stops_the_model_within_one_token_and_does_not_wait(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    answer = engine.answer(FUNNY, GREEDY)
+    assert next(answer).text == ""
+    assert gate.reached.wait(30)
+    answer.close()  # the model is in the middle of its first token, and stays there
+    gate.opened.set()
+    list(engine.answer(FUNNY, replace(GREEDY, max_new_tokens=1)))
+    assert gate.tokens == 2
+
+
+def test_an_answer_that_nobody_reads_any_more_is_stopped_too(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    answer = engine.answer(FUNNY, GREEDY)
+    next(answer)
+    del answer
+    gc.collect()
+    gate.opened.set()
+    list(engine.answer(FUNNY, replace(GREEDY, max_new_tokens=1)))
+    assert gate.tokens <= 2
+
+
+def test_heartbeats_say_whether_the_answer_is_queued_or_the_prompt_being_read(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    first, second = engine.answer(FUNNY, GREEDY), engine.answer(FUNNY, GREEDY)
+    next(first)
+    assert gate.reached.wait(30)
+    assert next(first) == Piece("", phase="reading")
+    assert next(second) == Piece("", phase="queued")
+    gate.opened.set()
+    assert text_of(first) == text_of(second) != ""
+
+
+def test_a_question_given_up_while_queued_is_never_read(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    first, second = engine.answer(FUNNY, replace(GREEDY, max_new_tokens=1)), engine.answer(FUNNY, GREEDY)
+    next(first)
+    next(second)
+    second.close()
+    gate.opened.set()
+    list(first)
+    list(engine.answer(FUNNY, replace(GREEDY, max_new_tokens=1)))
+    assert gate.tokens == 2
+
+
+def test_a_slow_reader_gets_what_has_arrived_as_one_piece(engine: LocalEngine) -> None:
+    answer = engine.answer(FUNNY, GREEDY)
+    first = next(answer)
+    list(engine.answer(FUNNY, GREEDY))  # served after the first one
+    rest = list(answer)
+    assert len(rest) == 1
+    assert first.text + rest[0].text == text_of(engine.answer(FUNNY, GREEDY))
+
+
+def test_the_time_limit_ends_the_answer_and_keeps_what_was_written(
+    tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: 50)
+    engine = LocalEngine(tiny_loaded, time_limit=0)
+    pieces = list(engine.answer(FUNNY, GREEDY))
+    assert pieces[-1].finish == "time"
+    assert text_of(iter(pieces)) != ""
+    engine.close()
+
+
+def test_closing_the_engine_ends_the_running_answer_and_refuses_the_waiting_one(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    running, waiting = engine.answer(FUNNY, GREEDY), engine.answer(FUNNY, GREEDY)
+    next(running)
+    next(waiting)
+    assert gate.reached.wait(30)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine._closed:
+        time.sleep(0.01)
+    gate.opened.set()
+    closing.join()
+    assert list(running)[-1].finish == "stopped"
+    with pytest.raises(BusyError, match="Tiny has been put away"):
+        list(waiting)
+    with pytest.raises(BusyError, match="Send the question again"):
+        list(engine.answer(FUNNY, GREEDY))
+
+
+def test_a_closed_engine_lets_go_of_the_model_and_of_its_thread(tiny_card: Card) -> None:
+    threads = threading.active_count()
+    loaded = load(tiny_card, "float32")
+    engine = LocalEngine(loaded)
+    list(engine.answer(FUNNY, replace(GREEDY, max_new_tokens=1)))
+    engine.close()
+    assert threading.active_count() == threads
+    assert loaded.model not in gc.get_referents(engine.__dict__)
+
+
+def test_a_small_model_answers_on_one_thread_and_leaves_the_others_as_they_were(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def note(*_: object, **__: object) -> int:
+        threads.append(torch.get_num_threads())
+        return 1
+
+    threads: list[int] = []
+    monkeypatch.setattr("llava_app.engine.local.choose", note)
+    before = torch.get_num_threads()
+    list(engine.answer(FUNNY, GREEDY))
+    engine.close()
+    assert threads == [1]
+    assert torch.get_num_threads() == before
+
+
+def test_four_bit_answers_stream_on_a_cpu(tiny_card: Card) -> None:
+    engine = LocalEngine(load(tiny_card, "4bit"))
+    assert list(engine.answer(FUNNY, replace(GREEDY, max_new_tokens=3)))[-1].tokens in (1, 2, 3)
+    engine.close()
+
+
+@pytest.mark.skipif(not (checkpoints.DEMO / "memeworld").exists(), reason="the built-in model is not trained yet")
+@pytest.mark.parametrize("precision", ["auto", "4bit"])
+def test_the_built_in_model_ends_its_answer_itself(precision: str) -> None:
+    engine = LocalEngine(load(built_in(), precision))
+    picture = Picture(Image.new("RGB", (112, 112), "red"), "red")
+    pieces = list(engine.answer(Conversation().ask("what is this?", [picture]), GREEDY))
+    engine.close()
+    assert pieces[-1].finish == "stop"
+    assert text_of(iter(pieces))
+
+
+LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+
+
+def counts(sampling: Sampling) -> list[float]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [choose(LOGITS, sampling, generator=generator) for _ in range(1500)]
+    return [drawn.count(token) / len(drawn) for token in range(4)]
+
+
+def test_temperature_zero_takes_the_likeliest_token() -> None:
+    assert counts(Sampling(temperature=0)) == [1, 0, 0, 0]
+
+
+def test_temperature_one_draws_by_probability() -> None:
+    assert counts(Sampling(temperature=1, top_p=1)) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.05)
+
+
+def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
+    assert counts(Sampling(temperature=1, top_p=0.7)) == pytest.approx([5 / 8, 3 / 8, 0, 0], abs=0.05)
+    assert counts(Sampling(temperature=1, top_p=0.05)) == [1, 0, 0, 0]
+
+
+def test_a_low_temperature_sharpens() -> None:
+    assert counts(Sampling(temperature=0.5, top_p=1)) == pytest.approx(
+        [probability**2 / 0.365 for probability in (0.5, 0.3, 0.15, 0.05)], abs=0.05
+    )
+
+
+def test_a_tiny_temperature_does_not_overflow() -> None:
+    assert counts(Sampling(temperature=1e-40))[0] == 1
+
+
+def test_numbers_from_outside_are_moved_into_bounds() -> None:
+    assert Sampling.clamped(temperature=-1, top_p=7, max_new_tokens=1e9, seed=-3.0) == Sampling(0.0, 1.0, 2048, 0)
+    nan = float("nan")
+    assert Sampling.clamped(temperature=nan, top_p=None, max_new_tokens=nan, seed=nan) == Sampling()
+    assert Sampling.clamped(max_new_tokens=7.9, seed=3.7) == Sampling(max_new_tokens=7, seed=3)
+
+
+@pytest.mark.parametrize("values", [{"temperature": 2.1}, {"top_p": 0.0}, {"max_new_tokens": 0}, {"seed": -1}])
+def test_a_setting_out_of_bounds_cannot_be_made(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must lie between"):
+        Sampling(**values)  # type: ignore[arg-type]

@@ -1,0 +1,285 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import HTTPError
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
+
+from llava_app import checkpoints, loading
+from llava_app.checkpoints import HUB_PRESETS, Card, built_in, read_card
+from llava_app.conversation import Conversation
+from llava_app.errors import ModelError
+from llava_app.images import Picture
+from llava_app.loading import default_card, load, make_processor
+from llava_app.prompts import encode, template_text
+from tests.fixtures_model import byte_tokenizer, tiny_config, write_tiny_model
+
+needs_demo = pytest.mark.skipif(
+    not (checkpoints.DEMO / "memeworld").exists(), reason="the built-in model is not trained yet"
+)
+
+
+@pytest.fixture
+def folder(tiny_card: Card, tmp_path: Path) -> Path:
+    """A copy of the tiny model to damage."""
+    return Path(shutil.copytree(tiny_card.source, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise HTTPError("Name or service not known")
+
+    monkeypatch.setattr(loading.HfApi, "model_info", unreachable)
+
+
+def change_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_the_weights_come_back_as_saved(tiny_card: Card) -> None:
+    loaded = load(tiny_card, "float32")
+    saved = load_file(Path(tiny_card.source) / "model.safetensors")
+    assert torch.equal(loaded.model.lm_head.weight, saved["language_model.lm_head.weight"])
+    assert not loaded.model.training
+
+
+def test_a_run_that_rewrites_its_weights_does_not_touch_a_loaded_model(folder: Path) -> None:
+    weight = load(read_card(folder), "float32").model.lm_head.weight
+    before = weight.clone()
+    path = folder / "model.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_every_weight_has_the_asked_precision(tiny_card: Card, precision: str) -> None:
+    loaded = load(tiny_card, precision)
+    assert loaded.precision == precision
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {getattr(torch, precision)}
+
+
+def test_four_bit_quantises_the_language_model_and_nothing_else(tiny_card: Card) -> None:
+    loaded = load(tiny_card, "4bit")
+    kinds = {
+        name: type(module).__name__
+        for name, module in loaded.model.named_modules()
+        if "Linear" in type(module).__name__
+    }
+    quantised = {name for name, kind in kinds.items() if kind == "Linear4bit"}
+    assert quantised == {name for name in kinds if name.startswith("model.language_model.layers")}
+    weight = loaded.model.model.language_model.layers[0].mlp.up_proj.weight
+    assert weight.quant_state.quant_type == "nf4"
+    assert weight.quant_state.nested
+    assert loaded.model.model.language_model.layers[0].mlp.up_proj.compute_dtype == torch.bfloat16
+
+
+@needs_demo
+def test_the_built_in_model_runs_in_four_bit_on_this_machine() -> None:
+    loaded = load(built_in(), "4bit")
+    picture = Picture(Image.new("RGB", (112, 112), "red"), "red")
+    encoded = encode(Conversation().ask("what is this?", [picture]), loaded.processor, open_answer=True)
+    assert encoded.pixel_values is not None
+    logits = loaded.model(input_ids=encoded.input_ids[None], pixel_values=encoded.pixel_values).logits
+    assert logits.isfinite().all()
+
+
+def test_a_small_model_runs_in_float32_on_a_cpu(tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_device", lambda: torch.device("cpu"))
+    loaded = load(tiny_card)
+    assert (loaded.precision, loaded.device.type) == ("float32", "cpu")
+    assert "float32 on the CPU" in loaded.why
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_a_big_model_runs_in_bfloat16_on_a_cpu_that_has_it(
+    tiny_card: Card, monkeypatch: pytest.MonkeyPatch, *, native: bool, precision: str
+) -> None:
+    monkeypatch.setattr(loading, "_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loading, "SMALL_BYTES", 1)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    assert load(tiny_card).precision == precision
+
+
+def test_an_unknown_precision_is_named(tiny_card: Card) -> None:
+    with pytest.raises(ModelError, match="no precision int2"):
+        load(tiny_card, "int2")
+
+
+def test_tied_weights_count_as_complete(tmp_path: Path) -> None:
+    card = write_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
+    assert not [name for name in load_file(tmp_path / "tied" / "model.safetensors") if "lm_head" in name]
+    model = load(card, "float32").model
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "of the wrong shape"])
+def test_weights_that_do_not_fit_are_refused_by_name(folder: Path, damage: str) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "linear_1.bias" in name)
+    if damage == "unexpected":
+        weights["linear_9.bias"] = weights[name].clone()
+    elif damage == "missing":
+        del weights[name]
+    else:
+        weights[name] = weights[name][:-1].clone()
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"1 {damage} \(.*linear_[19]\.bias"):
+        load(read_card(folder), "float32")
+
+
+def test_truncated_weights_are_a_model_error(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="Tiny cannot be loaded"):
+        load(read_card(folder), "float32")
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    card = Card("Pickled", str(folder), "run", "instruct", "vicuna_v1", "pad")
+    with pytest.raises(ModelError, match="Pickled cannot be loaded"):
+        load(card, "float32")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"])
+def test_a_folder_without_one_of_its_files_is_a_model_error(folder: Path, name: str) -> None:
+    card = read_card(folder)
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match="Tiny"):
+        load(card, "float32")
+
+
+def test_processor_fields_come_from_the_config(folder: Path) -> None:
+    change_json(folder / "processor_config.json", patch_size=14, num_additional_image_tokens=5)
+    processor = load(read_card(folder), "float32").processor
+    assert (processor.patch_size, processor.num_additional_image_tokens) == (7, 1)
+
+
+def test_image_tokens_that_do_not_match_the_image_features_are_refused(
+    tiny_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tower without a class token: the processor then counts one token less than the model makes features.
+    monkeypatch.setitem(
+        loading._TOWERS, "clip_vision_model", replace(loading._TOWERS["clip_vision_model"], class_tokens=0)
+    )
+    with pytest.raises(ModelError, match="reserves 15 tokens for an image and its vision tower makes 16"):
+        load(tiny_card, "float32")
+
+
+def test_images_prepared_in_another_size_than_the_tower_sees_are_refused(folder: Path) -> None:
+    path = folder / "processor_config.json"
+    image_processor = json.loads(path.read_text())["image_processor"]
+    sizes = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    change_json(path, image_processor=image_processor | sizes)
+    with pytest.raises(ModelError, match="prepares images at 56 px but its tower sees 28 px"):
+        load(read_card(folder), "float32")
+
+
+def test_another_image_token_than_the_models_is_refused(folder: Path) -> None:
+    change_json(folder / "config.json", image_token_index=4)
+    with pytest.raises(ModelError, match="writes images as token 3 but its config expects 4"):
+        load(read_card(folder), "float32")
+
+
+def test_a_model_without_an_end_token_is_refused(folder: Path) -> None:
+    change_json(folder / "generation_config.json", eos_token_id=None)
+    with pytest.raises(ModelError, match="eos_token_id"):
+        load(read_card(folder), "float32")
+
+
+def test_the_card_decides_whether_images_are_padded(folder: Path) -> None:
+    change_json(folder / "card.json", image_mode="crop")
+    assert load(read_card(folder), "float32").processor.image_processor.do_pad is False
+
+
+def test_a_saved_processor_is_read_by_transformers_alone(tiny_card: Card) -> None:
+    ours = load(tiny_card, "float32").processor
+    theirs = AutoProcessor.from_pretrained(tiny_card.source)
+    picture = Image.effect_noise((40, 20), 90).convert("RGB")
+    text = "USER: <image>\nWhat? ASSISTANT:"
+    a, b = (p(images=picture, text=text, return_tensors="pt") for p in (ours, theirs))
+    assert torch.equal(a["input_ids"], b["input_ids"])
+    assert torch.equal(a["pixel_values"], b["pixel_values"])
+    assert theirs.chat_template == template_text("vicuna_v1")
+
+
+def processor_for(image_mode: str) -> LlavaProcessor:
+    return make_processor(tiny_config(), byte_tokenizer(), image_mode=image_mode, template_name="vicuna_v1")
+
+
+def test_pad_shows_the_whole_picture_and_crop_its_centre() -> None:
+    wide = Image.new("RGB", (60, 20), "white")
+    wide.paste("black", (0, 0, 20, 20))
+    wide.paste("black", (40, 0, 60, 20))
+    padded, cropped = (
+        processor_for(mode).image_processor(wide, return_tensors="pt")["pixel_values"][0] for mode in ("pad", "crop")
+    )
+    assert (cropped > 1).all()  # only the white middle, 1.9 standard deviations above the mean
+    assert padded[:, :8].abs().max() < 0.03  # the mean colour above the picture
+    assert padded[:, 14, 0].max() < -1  # its black left end
+
+
+def test_a_siglip_tower_has_no_class_token() -> None:
+    config = tiny_config()
+    config.vision_config = SiglipVisionConfig(image_size=28, patch_size=7)
+    config.vision_feature_select_strategy = "full"
+    processor = make_processor(config, byte_tokenizer(), image_mode="crop", template_name="plain")
+    inputs = processor(images=Image.new("RGB", (9, 9)), text="<image>", return_tensors="pt")
+    assert int((inputs["input_ids"] == 3).sum()) == 16
+    assert list(processor.image_processor.image_mean) == [0.5, 0.5, 0.5]
+
+
+def test_an_unreachable_hub_is_an_error_that_names_the_way_out(no_hub: None, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"Hub did not deliver llava-hf/.*choose the built-in model"):
+        load(HUB_PRESETS[0])
+
+
+def test_a_hub_model_gets_the_template_and_the_padding_it_was_trained_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "chat_template.jinja").write_text("as published")
+    monkeypatch.setattr(loading, "_folder", lambda card: folder)
+    processor = load(HUB_PRESETS[0], "float32").processor
+    assert processor.chat_template == template_text("vicuna_v1")
+    assert processor.image_processor.do_pad is True
+
+
+class TestDefaultCard:
+    @pytest.fixture(autouse=True)
+    def _machine(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loading, "built_in", lambda: tiny_card)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(23.5e9), int(24e9)))
+
+    def test_without_a_gpu_it_is_the_built_in_model(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        card, why = default_card()
+        assert (card, why) == (tiny_card, "No NVIDIA GPU here, so this is the small built-in model.")
+
+    def test_with_room_and_the_hub_it_is_the_big_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loading, "_hub_answers", lambda card: True)
+        card, why = default_card()
+        assert card.name == "LLaVA-1.5-7B"
+        assert why == "The GPU has 23.5 GB free and LLaVA-1.5-7B needs 7.5 GB."
+
+    def test_without_room_it_is_the_built_in_model(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(4e9), int(24e9)))
+        card, why = default_card()
+        assert card == tiny_card
+        assert "4.0 GB free" in why
+
+    @pytest.mark.usefixtures("no_hub")
+    def test_with_neither_hub_nor_copy_it_is_the_built_in_model(self, tiny_card: Card) -> None:
+        card, why = default_card()
+        assert card == tiny_card
+        assert "Hub is out of reach" in why
