@@ -91,8 +91,8 @@ def _identify(stream: BinaryIO, name: str) -> Image.Image:
         image = Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not a picture in a format read here (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC). "
-            "Save it as PNG or JPEG and try again."
+            f"{name} is not a picture that can be read here (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC), "
+            "or its beginning is damaged. Save it as PNG or JPEG and try again."
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(int(re.findall(r"\d+", str(error))[0]), name) from error
@@ -120,9 +120,9 @@ def _damaged(name: str) -> ImageError:
 
 
 def _too_large(pixels: int, name: str) -> ImageError:
-    megapixels = math.ceil(pixels / 100_000) / 10
+    megapixels = f"{math.ceil(pixels / 100_000) / 10:,}".removesuffix(".0")  # rounded up: 40.01 is not 40
     return ImageError(
-        f"{name} is {megapixels:g} megapixels; the limit is {MAX_PIXELS / 1e6:g}. Resize it and try again."
+        f"{name} is {megapixels} megapixels; the limit is {MAX_PIXELS // 1_000_000}. Resize it and try again."
     )
 
 

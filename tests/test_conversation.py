@@ -115,7 +115,7 @@ class TestRecords:
     def test_every_mark_in_a_record_stands_for_a_picture(self, conversation: Conversation) -> None:
         names = [picture.name for picture in conversation.pictures]
         values = [turn["value"] for turn in to_record(conversation, "1", names)["conversations"]]
-        assert "".join(values).count("<image>") == len(conversation.pictures)
+        assert sum(value.count("<image>") for value in values) == len(conversation.pictures)
 
     @pytest.mark.parametrize(
         ("value", "question", "count"),

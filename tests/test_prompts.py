@@ -20,7 +20,7 @@ from transformers import LlamaTokenizer, LlavaImageProcessorPil, LlavaProcessor
 from llava_app import prompts
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
-from llava_app.images import Picture
+from llava_app.images import Picture, pad_to_square
 from llava_app.prompts import TEMPLATES, Encoded, encode, messages, render, template_text
 from tests.conftest import TEXT
 
@@ -276,6 +276,12 @@ class TestPictures:
         assert pixels is not None
         strongest = pixels[:, :, 14, 14].argmax(dim=1)
         assert strongest.tolist() == [2, 0, 1]
+
+    def test_padding_is_what_the_model_sees(self, processor: LlavaProcessor, pictures: list[Picture]) -> None:
+        encoded = encode(Conversation().ask("", pictures[:1]), processor, open_answer=True)
+        squares = processor.image_processor([pad_to_square(pictures[0].image)], return_tensors="pt")
+        assert encoded.pixel_values is not None
+        assert torch.equal(encoded.pixel_values, squares["pixel_values"])
 
     def test_the_middle_of_a_very_long_picture_stands_for_it_where_the_model_crops(
         self, processor: LlavaProcessor
