@@ -36,9 +36,9 @@ UNQUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 # (2 x 32 layers x 4,096 numbers x 2 bytes per token) = 2.1 GB, CUDA context and activations 0.9 GB.
 BYTES_FOR_7B = 7.5e9
 
-# Weights on disk below which a model counts as small on a CPU. Measured on 2 cores with AMX: a model of 5 million
-# parameters decodes 494 tokens/s in float32 and 359 in bfloat16; one of 551 million 18 and 20, and reads its prompt
-# in 300 ms and 145 ms. Without AMX or AVX512-BF16 the processor has to emulate bfloat16 and is slower at any size.
+# Weights on disk below which a model counts as small, so that fewer bits only cost conversions. Measured on 2 CPU cores
+# with AMX: a model of 5 million parameters decodes 494 tokens/s in float32 and 359 in bfloat16; one of 551 million 18
+# and 20, and reads its prompt in 300 ms and 145 ms. A CPU without AMX or AVX512-BF16 has to emulate bfloat16.
 SMALL_BYTES = 200e6
 
 HUB_TIMEOUT = 5.0  # seconds after which the Hub counts as unreachable
@@ -195,12 +195,12 @@ def _choose_precision(asked: str, folder: Path, *, device: torch.device) -> tupl
         raise ModelError("4bit runs on NVIDIA GPUs and CPUs, and this machine has an Apple GPU. Choose float16.")
     if asked != "auto":
         return asked, f"Runs in {asked} on the {device.type.upper()}, as asked."
+    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES:
+        return "float32", f"Runs in float32 on the {device.type.upper()}, which is fastest for a model this small."
     if device.type == "cuda":
         return "4bit", f"Runs in 4 bit on the GPU ({torch.cuda.get_device_name(device)}), which is fastest there."
     if device.type == "mps":
         return "float16", "Runs in float16 on the Apple GPU, which has no 4 bit."
-    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES:
-        return "float32", "Runs in float32 on the CPU, which is fastest for a model this small."
     # Both are stable names since torch 2.6; the public torch.cpu.get_capabilities is younger than our lower bound.
     if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return "bfloat16", "Runs in bfloat16 on the CPU, which computes it natively."

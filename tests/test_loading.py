@@ -89,11 +89,36 @@ def test_the_built_in_model_runs_in_four_bit_on_this_machine() -> None:
     assert logits.isfinite().all()
 
 
-def test_a_small_model_runs_in_float32_on_a_cpu(tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_device", lambda: torch.device("cpu"))
+def test_a_small_model_runs_in_float32(tiny_card: Card) -> None:
     loaded = load(tiny_card)
-    assert (loaded.precision, loaded.device.type) == ("float32", "cpu")
-    assert "float32 on the CPU" in loaded.why
+    assert loaded.precision == "float32"
+    assert "float32 on the" in loaded.why
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "4bit"), ("mps", "float16")])
+def test_a_big_model_runs_in_four_bit_on_a_gpu_that_has_it(
+    tiny_card: Card, monkeypatch: pytest.MonkeyPatch, device: str, precision: str
+) -> None:
+    monkeypatch.setattr(loading, "SMALL_BYTES", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A GPU")
+    chosen, why = loading._choose_precision("auto", Path(tiny_card.source), device=torch.device(device))
+    assert chosen == precision
+    assert "GPU" in why
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_four_bit_computes_in_what_the_gpu_has(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    settings = loading._quantisation(torch.device("cuda"))
+    assert settings.bnb_4bit_compute_dtype == dtype
+    assert (settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant) == ("nf4", True)
+
+
+def test_four_bit_on_an_apple_gpu_is_refused_with_what_to_choose(tiny_card: Card) -> None:
+    with pytest.raises(ModelError, match="Choose float16"):
+        loading._choose_precision("4bit", Path(tiny_card.source), device=torch.device("mps"))
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
