@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
+from transformers import LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from finetune import checkpoint
 from finetune.checkpoint import Run
@@ -109,6 +109,7 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     processor = make_processor(
         model.model.config, model.processor.tokenizer, image_mode=recipe.image_mode, template_name=recipe.template
     )
+    model.model.generation_config.eos_token_id = end_tokens(processor.tokenizer, recipe.template)
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
     learning = apply_stage(model.model, recipe.stage)
     dtype = checkpoint.stored_dtype(base.source)
@@ -128,6 +129,12 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
     return card
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """The tokens that end an answer in a template: the end token and, where captions are lines, the newline."""
+    ends = ["\n"] if template == "plain" else []
+    return [tokenizer.eos_token_id, *(tokenizer.encode(end, add_special_tokens=False)[-1] for end in ends)]
 
 
 def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:

@@ -17,7 +17,7 @@ class Plan:
     folder: Path = Path("data/memeworld")
     eyes_pictures: int = 40_000
     eyes_steps: int = 2_000
-    text_steps: int = 1_500
+    text_steps: int = 3_300
     pictures: int = 50_000
     texts: int = 8_000
     align_steps: int = 600
@@ -31,7 +31,7 @@ SMOKE = Plan(Path("data/memeworld-smoke"), 256, 8, 8, 128, 32, 2, 2)
 def main(arguments: list[str]) -> None:
     """Run the named steps in order; "all" is every one."""
     parser = argparse.ArgumentParser(prog="python -m finetune memeworld", description=__doc__)
-    parser.add_argument("step", choices=[*STEPS, "all"])
+    parser.add_argument("step", choices=[*STEPS, "all", *ON_REQUEST])
     parser.add_argument("--smoke", action="store_true", help="a run of a minute that teaches nothing, to try the way")
     parser.add_argument("--folder", type=Path, help="where data and pretrained halves lie (default: data/memeworld)")
     options = parser.parse_args(arguments)
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     if options.folder:
         plan = replace(plan, folder=options.folder)
     for step in STEPS if options.step == "all" else [options.step]:
-        STEPS[step](plan)
+        (STEPS | ON_REQUEST)[step](plan)
 
 
 def _eyes(plan: Plan) -> None:
@@ -76,6 +76,14 @@ def _instruct(plan: Plan) -> None:
     _stage("instruct", plan, base=aligned, name=f"{plan.folder.name}-instruct", steps=plan.instruct_steps)
 
 
+def _ship(plan: Plan) -> None:
+    from finetune.memeworld.ship import ship
+    from llava_app.checkpoints import DEMO
+
+    ship(plan.folder / BASE, DEMO / BASE)
+    ship(Path("runs") / f"{plan.folder.name}-instruct", DEMO / TUNED)
+
+
 def _stage(stage: str, plan: Plan, *, base: Path, name: str, steps: int) -> None:
     started = (Path("runs") / name / "run.yaml").exists()
     options = (
@@ -97,3 +105,4 @@ STEPS: dict[str, Callable[[Plan], None]] = {
     "align": _align,
     "instruct": _instruct,
 }
+ON_REQUEST: dict[str, Callable[[Plan], None]] = {"ship": _ship}  # replaces what the app ships, so never part of "all"
