@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 def _assemble(arguments: list[str]) -> int:
@@ -79,12 +82,15 @@ def _train(stage: str, arguments: list[str]) -> int:
     options = _training_parser(stage).parse_intermixed_args(arguments)
     folder = RUNS / options.name
 
-    from finetune.checkpoint import load_run
-    from finetune.train import Interrupted, train
+    from finetune.checkpoint import load_run, start_folder
+    from finetune.interrupt import Interrupted
+    from finetune.train import train
 
     run = load_run(folder) if options.resume else _new_run(stage, options)
     if run.recipe.stage != stage:
         raise RecipeError(f"This is a recipe for stage {run.recipe.stage}. Use python -m finetune {run.recipe.stage}.")
+    if not options.resume:
+        start_folder(folder)
     try:
         train(run, folder, resume=options.resume)
     except Interrupted as error:

@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Run:
     images: Path
     recipe: Recipe
     allow_refused: float = 0.01
+    checked: dict[str, Any] = field(default_factory=dict)  # what the data was when the run started
 
     def save(self, folder: Path) -> None:
         """Write run.yaml."""
@@ -68,7 +69,7 @@ def start_folder(folder: Path) -> None:
 def newest_state(folder: Path) -> Path | None:
     """The state with the most steps in a run's folder."""
     states = [path for path in (folder / "state").glob("step-*") if path.is_dir()]
-    return max(states, key=_step, default=None)
+    return max(states, key=step_of, default=None)
 
 
 def save_state(
@@ -91,12 +92,12 @@ def save_state(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         temporary.rename(folder / "state" / f"step-{step}")
-        for old in sorted((folder / "state").glob("step-*"), key=_step)[:-KEEP]:
+        for old in sorted((folder / "state").glob("step-*"), key=step_of)[:-KEEP]:
             shutil.rmtree(old)
 
 
-def load_state(state: Path, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator) -> int:
-    """Put a saved state back into the weights, the optimiser and the random numbers; returns its number of steps."""
+def load_state(state: Path, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator) -> None:
+    """Put a saved state back into the weights, the optimiser and the random numbers. Raises TrainingError."""
     weights = load_file(state / "weights.safetensors")
     if weights.keys() != learning.keys():
         raise TrainingError(
@@ -109,7 +110,6 @@ def load_state(state: Path, *, learning: Mapping[str, Tensor], optimizer: Optimi
     random = state / f"random-{accelerator.process_index}.pt"
     if random.is_file():  # absent where more processes resume than were stopped
         _restore_random_states(torch.load(random, weights_only=True))
-    return _step(state)
 
 
 def save_model(
@@ -157,7 +157,8 @@ def cut_log(folder: Path, step: int) -> None:
     path.write_text("".join(kept), encoding="utf-8")
 
 
-def _step(state: Path) -> int:
+def step_of(state: Path) -> int:
+    """After how many steps a state was saved."""
     return int(state.name.removeprefix("step-"))
 
 

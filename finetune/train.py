@@ -3,12 +3,11 @@
 import json
 import math
 import os
-import signal
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,12 +17,13 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import LlavaForConditionalGeneration
 
 from finetune import checkpoint
 from finetune.checkpoint import Run
 from finetune.collate import IGNORE, Batch, StepCollator, StepSampler
 from finetune.data import Checked, Examples, check
+from finetune.interrupt import Interrupted, StopSignal, ignore_in_worker
 from finetune.recipe import Recipe
 from finetune.stages import STAGES, apply_stage, describe, trainable
 from llava_app.checkpoints import Card, find, write_card
@@ -35,14 +35,6 @@ ABOUT = {
     "align": "Stage 1 only: it captions a picture in a few words and cannot chat. From {base}, {count:,} examples.",
     "instruct": "Both stages: it answers about pictures. From {base}, {count:,} examples.",
 }
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state up to `step` is saved."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.step = step
 
 
 class SupervisedLoss(nn.Module):
@@ -85,7 +77,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the log says of one step."""
+    """One line of the log."""
 
     step: int
     loss: float  # per supervised token
@@ -105,21 +97,18 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     accelerator = Accelerator(mixed_precision=MIXED_PRECISION[recipe.precision])
     torch.manual_seed(recipe.seed)
     base = find(run.base)
-    model = load(base, "float32")
-    processor = make_processor(
-        model.model.config, model.processor.tokenizer, image_mode=recipe.image_mode, template_name=recipe.template
-    )
-    model.model.generation_config.eos_token_id = end_tokens(processor.tokenizer, recipe.template)
+    loaded = load(base, "float32")
+    tokenizer, config = loaded.processor.tokenizer, loaded.model.config
+    processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
-    learning = apply_stage(model.model, recipe.stage)
+    learning = apply_stage(loaded.model, recipe.stage)
     dtype = checkpoint.stored_dtype(base.source)
-    accelerator.print(checked.describe(), describe(model.model, learning), sep="\n")
+    accelerator.print(checked.describe(), describe(loaded.model, learning), sep="\n")
     if accelerator.is_main_process and not resume:
-        checkpoint.start_folder(folder)
-        checkpoint.try_saving(folder, model.model, processor=processor, dtype=dtype)
-        run.save(folder)
-    accelerator.wait_for_everyone()
-    course = _course(run, folder, accelerator=accelerator, model=model.model, processor=processor, checked=checked)
+        checkpoint.try_saving(folder, loaded.model, processor=processor, dtype=dtype)
+    _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
+    examples = Examples(checked.examples, processor, max_length=recipe.max_length)
+    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples)
     _learn(course, _resumed_step(course))
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
     card = _card(run, folder, base=base, checked=checked)
@@ -129,12 +118,6 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
     return card
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """The tokens that end an answer in a template: the end token and, where captions are lines, the newline."""
-    ends = ["\n"] if template == "plain" else []
-    return [tokenizer.eos_token_id, *(tokenizer.encode(end, add_special_tokens=False)[-1] for end in ends)]
 
 
 def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
@@ -149,7 +132,7 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
     """One optimiser step over this process's micro-batches; returns the loss per token and the gradient norm.
 
     `supervised` counts the tokens of all processes. DistributedDataParallel averages gradients over the processes,
-    so a sum divided by that count is first multiplied by their number.
+    so a sum divided by that count is first multiplied by their number. TrainingError when the loss is not finite.
     """
     accelerator, last = course.accelerator, len(batches) - 1
     loss = torch.zeros((), device=accelerator.device)
@@ -161,7 +144,7 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
         loss += part.detach()
     value = float(accelerator.reduce(loss, "sum"))
     if not math.isfinite(value):
-        raise TrainingError(f"The loss is {value}. Lower learning_rate or gradient_clip, then start the run anew.")
+        raise TrainingError(f"the loss is {value}. Lower learning_rate (it is {rate:g} here) and start a new run.")
     norm = accelerator.clip_grad_norm_(course.model.parameters(), course.run.recipe.gradient_clip)
     for group in course.optimizer.param_groups:
         group["lr"] = rate
@@ -170,62 +153,61 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
     return value, float(norm)
 
 
-class StopSignal:
-    """Within it, SIGINT and SIGTERM are noted instead of ending the process; a second one ends it."""
-
-    def __enter__(self) -> "StopSignal":
-        self.asked = False
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self._before[signal.Signals(number)])
+def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked, resume: bool) -> None:
+    """Save the run's settings or, on resuming, make sure that they still hold."""
+    if resume and run.checked != checked.summary():
+        raise TrainingError(f"{run.data} or its pictures changed since {run.name} started. Start a new run.")
+    if accelerator.is_main_process and not resume:
+        replace(run, checked=checked.summary()).save(folder)
+    if accelerator.is_main_process and resume:
+        newest = checkpoint.newest_state(folder)
+        checkpoint.cut_log(folder, checkpoint.step_of(newest) if newest else 0)
+    accelerator.wait_for_everyone()
 
 
 def _course(
-    run: Run,
-    folder: Path,
-    *,
-    accelerator: Accelerator,
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    checked: Checked,
+    run: Run, folder: Path, *, accelerator: Accelerator, model: LlavaForConditionalGeneration, examples: Examples
 ) -> Course:
     recipe = run.recipe
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    examples = Examples(checked.examples, processor, max_length=recipe.max_length)
     wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), _optimizer(model, recipe))
-    total = recipe.epochs * _sampler(examples, recipe, total=0).steps_per_epoch
-    return Course(run, folder, accelerator, wrapped, optimizer, examples, min(total, recipe.max_steps or total))
+    per_epoch = _sampler(examples, recipe, total=0).steps_per_epoch
+    total = min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)
+    return Course(run, folder, accelerator, wrapped, optimizer, examples, int(total))
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     weights = list(trainable(model).values())
     groups = [
         {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": 0.0},
+        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
-def _sampler(
-    examples: Examples, recipe: Recipe, *, total: int, start: int = 0, process: int = 0, processes: int = 1
-) -> StepSampler:
+def _sampler(examples: Examples, recipe: Recipe, *, total: int) -> StepSampler:
     return StepSampler(
         lengths=[example.length for example in examples.examples],
         has_images=[bool(example.images) for example in examples.examples],
         global_batch=recipe.global_batch,
         total=total,
         seed=recipe.seed,
-        start=start,
-        process=process,
-        processes=processes,
+    )
+
+
+def _loader(course: Course, start: int) -> DataLoader[Any]:
+    recipe, accelerator = course.run.recipe, course.accelerator
+    whole = _sampler(course.examples, recipe, total=course.total)
+    processes = accelerator.num_processes
+    return DataLoader(
+        course.examples,
+        batch_sampler=replace(whole, start=start, process=accelerator.process_index, processes=processes),
+        collate_fn=StepCollator(course.examples.processor.tokenizer.pad_token_id, recipe.micro_batch),
+        num_workers=max(1, min(8, (os.cpu_count() or 1) // (2 * processes))),
+        worker_init_fn=ignore_in_worker,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator().manual_seed(recipe.seed),  # else it would draw from the run's random numbers
     )
 
 
@@ -234,87 +216,57 @@ def _resumed_step(course: Course) -> int:
     if state is None:
         return 0
     learning = trainable(course.llava)
-    step = checkpoint.load_state(state, learning=learning, optimizer=course.optimizer, accelerator=course.accelerator)
-    course.accelerator.print(f"resumed after step {step}")
-    return step
-
-
-def _loader(course: Course, start: int) -> DataLoader[Any]:
-    recipe, accelerator = course.run.recipe, course.accelerator
-    tokenizer = course.examples.processor.tokenizer
-    sampler = _sampler(
-        course.examples,
-        recipe,
-        total=course.total,
-        start=start,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-    )
-    return DataLoader(
-        course.examples,
-        batch_sampler=sampler,
-        collate_fn=StepCollator(tokenizer.pad_token_id, recipe.micro_batch),
-        num_workers=max(1, min(8, (os.cpu_count() or 1) // (2 * accelerator.num_processes))),
-        worker_init_fn=_ignore_interrupts,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator().manual_seed(recipe.seed),  # else it would draw from the run's random numbers
-    )
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the main one finishes its step and needs its workers for that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    checkpoint.load_state(state, learning=learning, optimizer=course.optimizer, accelerator=course.accelerator)
+    course.accelerator.print(f"going on after step {checkpoint.step_of(state)}")
+    return checkpoint.step_of(state)
 
 
 def _learn(course: Course, start: int) -> None:
     """Steps start+1 … total, logged and saved. Raises Interrupted and TrainingError."""
-    accelerator, recipe = course.accelerator, course.run.recipe
-    main = accelerator.is_main_process
-    if main:
-        checkpoint.cut_log(course.folder, start)
-    began = time.perf_counter()
+    recipe, main = course.run.recipe, course.accelerator.is_main_process
     bar = tqdm(total=course.total, initial=start, unit="step", disable=not main, desc=recipe.stage)
     with StopSignal() as stop, bar, (course.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        for step, batches in enumerate(_loader(course, start), start + 1):
-            figures, stopping = _step(course, step, batches=batches, began=began, stop=stop)
+        for figures, stopping in _steps(course, start, stop=stop):
             if main:
                 log.write(json.dumps(asdict(figures)) + "\n")
                 log.flush()
-                bar.set_postfix_str(
-                    f"loss {figures.loss:.3f}, {figures.samples_per_second:.0f} samples/s", refresh=False
-                )
+                bar.set_postfix_str(f"loss {figures.loss:.3f}, {figures.samples_per_second:.0f} samples/s")
                 bar.update()
-            if stopping or step % recipe.save_every == 0 or step == course.total:
-                _save(course, step)
-            if stopping and step < course.total:
-                raise Interrupted(step)
+            if stopping or figures.step % recipe.save_every == 0 or figures.step == course.total:
+                _save_state(course, figures.step)
+            if stopping and figures.step < course.total:
+                raise Interrupted(figures.step)
 
 
-def _step(course: Course, step: int, *, batches: list[Batch], began: float, stop: StopSignal) -> tuple[Figures, bool]:
-    started = time.perf_counter()
+def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Figures, bool]]:
+    """Take the steps one by one; with each come its figures and whether any process was asked to stop."""
+    began = before = time.perf_counter()
+    for step, batches in enumerate(_loader(course, start), start + 1):
+        supervised, tokens, samples, asked = _counted_over_processes(course.accelerator, batches, stop)
+        rate = learning_rate_at(step, course.total, course.run.recipe)
+        try:
+            loss, norm = take_step(course, batches, supervised=supervised, rate=rate)
+        except TrainingError as error:
+            raise TrainingError(f"Step {step} of {course.total}: {error}") from error
+        now = time.perf_counter()
+        seconds, before = now - before, now
+        yield Figures(step, loss, rate, norm, tokens / seconds, samples / seconds, now - began), asked > 0
+
+
+def _counted_over_processes(accelerator: Accelerator, batches: list[Batch], stop: StopSignal) -> list[int]:
+    """Supervised tokens, tokens, samples and requests to stop, all processes together."""
     counts = [
         sum(batch.supervised for batch in batches),
         sum(batch.tokens for batch in batches),
         sum(len(batch.input_ids) for batch in batches),
         int(stop.asked),
     ]
-    accelerator = course.accelerator
-    supervised, tokens, samples, stopping = accelerator.reduce(torch.tensor(counts, device=accelerator.device)).tolist()
-    rate = learning_rate_at(step, course.total, course.run.recipe)
-    try:
-        loss, norm = take_step(course, batches, supervised=supervised, rate=rate)
-    except TrainingError as error:
-        raise TrainingError(f"Step {step} failed. {error}") from error
-    now = time.perf_counter()
-    seconds = now - started
-    return Figures(step, loss, rate, norm, tokens / seconds, samples / seconds, now - began), bool(stopping)
+    return accelerator.reduce(torch.tensor(counts, device=accelerator.device), "sum").tolist()
 
 
-def _save(course: Course, step: int) -> None:
-    learning = trainable(course.llava)
-    checkpoint.save_state(
-        course.folder, step, learning=learning, optimizer=course.optimizer, accelerator=course.accelerator
-    )
+def _save_state(course: Course, step: int) -> None:
+    learning, optimizer = trainable(course.llava), course.optimizer
+    checkpoint.save_state(course.folder, step, learning=learning, optimizer=optimizer, accelerator=course.accelerator)
 
 
 def _card(run: Run, folder: Path, *, base: Card, checked: Checked) -> Card:

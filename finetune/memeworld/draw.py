@@ -61,7 +61,7 @@ class PatchLabels:
 def draw(scene: Scene, seed: int, side: int = 224, *, repainted: bool = False) -> Image.Image:
     """The scene as an RGB picture of `side` × `side` pixels.
 
-    `repainted`: every thing in a colour between the nameable ones, from the same for all kinds of things. Eyes that learn
+    `repainted`: every thing in a colour between the nameable ones, which all kinds of things share. Eyes that learn
     shapes from such pictures cannot learn that a kind never comes in the colour HELD_OUT for it.
     """
     rng = random.Random(f"draw/{seed}")
