@@ -16,7 +16,7 @@ class Plan:
 
     folder: Path = Path("data/memeworld")
     eyes_pictures: int = 40_000
-    eyes_steps: int = 2_000
+    eyes_steps: int = 2_800
     text_steps: int = 3_300
     pictures: int = 50_000
     texts: int = 8_000

@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_app.checkpoints import read_card, write_card
 
 SHARD = "6MB"  # git hosts warn about large files; the page loads shards like one file
-KEPT = ("*.jinja", "tokenizer*.json", "processor_config.json", "log.jsonl")
+KEPT = ("*.jinja", "tokenizer*.json", "processor_config.json")
 ABOUT = {
     "memeworld": "A tiny LLaVA that this project trained itself. It knows only its drawn world: sixteen things, eight "
     "colours, five backgrounds and their captions. Photographs and people mean nothing to it.",

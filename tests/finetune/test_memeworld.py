@@ -12,8 +12,11 @@ from finetune.data import read_records
 from finetune.memeworld import draw, talk
 from finetune.memeworld.dataset import make_dataset
 from finetune.memeworld.phrasings import CHOICE, CLOSERS, OPENERS, PATTERNS, UNSEEN
+from finetune.memeworld.ship import ship
 from finetune.memeworld.world import COLOURS, HELD_OUT, KINDS, SPLITS, Claim, Scene, Thing, make_scene
+from llava_app.checkpoints import Card, read_card
 from llava_app.conversation import from_record
+from llava_app.loading import load
 
 numbers = st.integers(0, 10**6)
 splits = st.sampled_from(SPLITS)
@@ -166,3 +169,11 @@ def test_the_dataset_is_made_of_records_that_training_accepts(tmp_path: Path) ->
 def test_the_suite_asks_the_same_questions_each_time(split: str) -> None:
     scene = make_scene(split, 11)
     assert talk.suite_question(split, 11, scene) == talk.suite_question(split, 11, scene)
+
+
+def test_a_shipped_model_has_small_files_and_says_what_it_knows(tiny_card: Card, tmp_path: Path) -> None:
+    ship(Path(tiny_card.source), tmp_path / "memeworld")
+    shipped = read_card(tmp_path / "memeworld")
+    assert "drawn world" in shipped.about
+    assert shipped.stage == tiny_card.stage
+    assert load(shipped, "float32").processor.chat_template == load(tiny_card, "float32").processor.chat_template
