@@ -82,7 +82,7 @@ def _train(stage: str, arguments: list[str]) -> int:
     options = _training_parser(stage).parse_intermixed_args(arguments)
     folder = RUNS / options.name
 
-    from finetune.checkpoint import load_run, start_folder
+    from finetune.checkpoint import is_finished, load_run, refuse_taken
     from finetune.interrupt import Interrupted
     from finetune.train import train
 
@@ -90,7 +90,10 @@ def _train(stage: str, arguments: list[str]) -> int:
     if run.recipe.stage != stage:
         raise RecipeError(f"This is a recipe for stage {run.recipe.stage}. Use python -m finetune {run.recipe.stage}.")
     if not options.resume:
-        start_folder(folder)
+        refuse_taken(folder)
+    elif is_finished(folder):
+        print(f"{folder} is finished already.")
+        return 0
     try:
         train(run, folder, resume=options.resume)
     except Interrupted as error:
@@ -103,6 +106,8 @@ def _train(stage: str, arguments: list[str]) -> int:
 def _new_run(stage: str, options: argparse.Namespace) -> "Run":
     from finetune.checkpoint import Run
 
+    if Path(options.name).name != options.name:
+        raise RecipeError(f"The name {options.name!r} is not a folder name. Give one without slashes.")
     if options.base is None or options.data is None:
         raise RecipeError("A new run needs --base and --data. To go on with an interrupted one, add --resume.")
     recipe = load_recipe(options.recipe or f"memeworld_{stage}", options.overrides)

@@ -13,6 +13,7 @@ from transformers import (
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     SiglipVisionModel,
@@ -99,11 +100,13 @@ def _load_language(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         raise ModelError(f"{folder} holds no causal language model with its tokenizer: {error}") from error
 
 
-def _config(folder: Path) -> AutoConfig:
+def _config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json.")
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} is not a model folder: {error}") from error
+        raise ModelError(f"{folder} is of no kind that transformers knows: {error}") from error
 
 
 def _add_tokens(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -57,13 +57,17 @@ def load_run(folder: Path) -> Run:
     return Run(**{**settings, **paths, "recipe": recipe_from(settings["recipe"])})
 
 
-def start_folder(folder: Path) -> None:
-    """Make the folder of a new run. Raises TrainingError when there is a run of that name."""
-    if (folder / CARD_NAME).exists():
+def is_finished(folder: Path) -> bool:
+    """Whether a run ended and its model is whole."""
+    return (folder / CARD_NAME).exists()
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise TrainingError unless a new run can have `folder`."""
+    if is_finished(folder):
         raise TrainingError(f"The run {folder.name} is finished. Choose another --name, or delete {folder}.")
     if (folder / "run.yaml").exists():
         raise TrainingError(f"The run {folder.name} was started already. Add --resume, or delete {folder}.")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def newest_state(folder: Path) -> Path | None:

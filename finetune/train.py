@@ -170,7 +170,7 @@ def _course(
 ) -> Course:
     recipe = run.recipe
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), _optimizer(model, recipe))
     per_epoch = _sampler(examples, recipe, total=0).steps_per_epoch
     total = min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)
@@ -240,27 +240,26 @@ def _learn(course: Course, start: int) -> None:
 
 def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Figures, bool]]:
     """Take the steps one by one; with each come its figures and whether any process was asked to stop."""
+    accelerator = course.accelerator
     began = before = time.perf_counter()
     for step, batches in enumerate(_loader(course, start), start + 1):
-        supervised, tokens, samples, asked = _counted_over_processes(course.accelerator, batches, stop)
+        supervised = sum(batch.supervised for batch in batches)
+        tokens = sum(batch.tokens for batch in batches)
+        samples = sum(len(batch.input_ids) for batch in batches)
+        supervised, tokens, samples = _over_processes(accelerator, supervised, tokens, samples)
         rate = learning_rate_at(step, course.total, course.run.recipe)
         try:
             loss, norm = take_step(course, batches, supervised=supervised, rate=rate)
         except TrainingError as error:
             raise TrainingError(f"Step {step} of {course.total}: {error}") from error
+        (asked,) = _over_processes(accelerator, int(stop.asked))
         now = time.perf_counter()
         seconds, before = now - before, now
         yield Figures(step, loss, rate, norm, tokens / seconds, samples / seconds, now - began), asked > 0
 
 
-def _counted_over_processes(accelerator: Accelerator, batches: list[Batch], stop: StopSignal) -> list[int]:
-    """Supervised tokens, tokens, samples and requests to stop, all processes together."""
-    counts = [
-        sum(batch.supervised for batch in batches),
-        sum(batch.tokens for batch in batches),
-        sum(len(batch.input_ids) for batch in batches),
-        int(stop.asked),
-    ]
+def _over_processes(accelerator: Accelerator, *counts: int) -> list[int]:
+    """The sums of counts over all processes."""
     return accelerator.reduce(torch.tensor(counts, device=accelerator.device), "sum").tolist()
 
 

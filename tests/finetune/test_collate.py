@@ -1,0 +1,98 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from finetune.collate import CHUNK, IGNORE, PAD_MULTIPLE, StepCollator, StepSampler, collate
+from llava_app.prompts import Encoded
+
+PAD = 99
+
+
+def example(ids: list[int], supervised: list[int], images: int = 0) -> Encoded:
+    mask = torch.zeros(len(ids), dtype=torch.bool)
+    mask[supervised] = True
+    return Encoded(torch.tensor(ids), mask, torch.full((images, 3, 2, 2), float(ids[0])) if images else None)
+
+
+def sampler(lengths: list[int], images: list[bool] | None = None, **settings: int) -> StepSampler:
+    settings = {"global_batch": 4, "total": 100} | settings
+    return StepSampler(lengths, images or [True] * len(lengths), **settings)
+
+
+def test_labels_are_the_supervised_tokens_and_nothing_else() -> None:
+    batch = collate([example([5, 6, 7, 8], [2, 3]), example([9, 10], [1])], PAD)
+    assert batch.input_ids[:, :4].tolist() == [[5, 6, 7, 8], [9, 10, PAD, PAD]]
+    assert batch.labels[:, :4].tolist() == [[IGNORE, IGNORE, 7, 8], [IGNORE, 10, IGNORE, IGNORE]]
+    assert (batch.input_ids[:, 4:] == PAD).all()
+    assert (batch.labels[:, 4:] == IGNORE).all()
+    assert (batch.supervised, batch.tokens) == (3, 6)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9])
+def test_widths_are_whole_multiples(length: int) -> None:
+    width = collate([example(list(range(length)), [])], PAD).input_ids.shape[1]
+    assert width % PAD_MULTIPLE == 0
+    assert 0 <= width - length < PAD_MULTIPLE
+
+
+def test_pictures_keep_the_order_of_their_rows() -> None:
+    batch = collate([example([1], [], images=2), example([2], [], images=1)], PAD)
+    assert batch.pixel_values is not None
+    assert batch.pixel_values[:, 0, 0, 0].tolist() == [1, 1, 2]
+
+
+def test_a_first_token_is_never_counted_since_nothing_predicts_it() -> None:
+    assert collate([example([1, 2], [0, 1])], PAD).supervised == 1
+
+
+def test_a_step_is_cut_into_micro_batches() -> None:
+    batches = StepCollator(PAD, 2)([example([n], []) for n in range(5)])
+    assert [len(batch.input_ids) for batch in batches] == [2, 2, 1]
+
+
+def test_every_example_comes_once_per_epoch() -> None:
+    steps = sampler([3] * 11, total=6)
+    assert steps.steps_per_epoch == 3
+    epochs = list(steps)
+    for start in (0, 3):
+        seen = [index for step in epochs[start : start + 3] for index in step]
+        assert sorted(seen) == list(range(11))
+    assert epochs[:3] != epochs[3:]
+
+
+def test_pictures_and_texts_never_share_a_step() -> None:
+    images = [number % 3 > 0 for number in range(50)]
+    for step in sampler([1] * 50, images, total=13):
+        assert len({images[index] for index in step}) == 1
+
+
+def test_order_follows_from_the_seed() -> None:
+    lengths = list(range(40))
+    assert list(sampler(lengths, seed=1, total=20)) == list(sampler(lengths, seed=1, total=20))
+    assert list(sampler(lengths, seed=1, total=20)) != list(sampler(lengths, seed=2, total=20))
+
+
+@pytest.mark.parametrize("start", [0, 1, 9, 10, 11, 29])
+def test_a_later_start_continues_the_same_order(start: int) -> None:
+    lengths = [number * 7 % 13 for number in range(40)]
+    assert list(sampler(lengths, total=30, start=start)) == list(sampler(lengths, total=30))[start:]
+
+
+def test_steps_hold_examples_of_similar_length() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(10, 1000, (4 * CHUNK * 3,), generator=generator).tolist()
+    steps = list(sampler(lengths, total=CHUNK * 3))
+    padding = sum(max(lengths[i] for i in step) * len(step) - sum(lengths[i] for i in step) for step in steps)
+    assert padding < 0.1 * sum(lengths)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_each_step_evenly(processes: int) -> None:
+    shares = [list(sampler([1] * 10, total=3, process=p, processes=processes)) for p in range(processes)]
+    whole = list(sampler([1] * 10, total=3))
+    for step, together in enumerate(zip(*shares, strict=True)):
+        assert len({len(share) for share in together}) == 1
+        counted = Counter(index for share in together for index in share)
+        assert set(counted) == set(whole[step])
+        assert counted.total() - len(whole[step]) < processes

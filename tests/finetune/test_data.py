@@ -1,0 +1,164 @@
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import ProcessorMixin
+
+from finetune.data import Checked, Examples, check, read_records
+from finetune.recipe import Recipe, load_recipe
+from llava_app.checkpoints import read_card
+from llava_app.errors import DataError
+from llava_app.loading import load
+from tests.finetune.conftest import record
+
+RECIPE = load_recipe("memeworld_instruct")
+
+
+@pytest.fixture(scope="module")
+def processor(base: Path) -> ProcessorMixin:
+    return load(read_card(base), "float32").processor
+
+
+def write(folder: Path, *records: object) -> Path:
+    path = folder / "mine.json"
+    path.write_text(json.dumps(list(records)), encoding="utf-8")
+    return path
+
+
+def checked(
+    file: Path, processor: ProcessorMixin, *, root: Path | None = None, recipe: Recipe = RECIPE, allow: float = 1.0
+) -> Checked:
+    return check(file, root or file.parent, processor, recipe=recipe, allow_refused=allow)
+
+
+def test_good_records_all_become_examples(data: Path, processor: ProcessorMixin) -> None:
+    result = checked(data, processor, allow=0)
+    assert len(result.examples) == 20
+    assert result.refused == {}
+    assert result.sha256 == hashlib.sha256(data.read_bytes()).hexdigest()
+
+
+def test_json_lines_are_read_like_a_json_list(data: Path, tmp_path: Path) -> None:
+    records = read_records(data)
+    lines = tmp_path / "records.jsonl"
+    text = "\n\n".join(json.dumps(record | {"note": "a\u2028b"}, ensure_ascii=False) for record in records)
+    lines.write_text(text, encoding="utf-8")
+    assert [record["id"] for record in read_records(lines)] == [record["id"] for record in records]
+
+
+WRONG = {
+    "not an object": "words",
+    'no "conversations"': {"id": "a"},
+    'no text in "value"': {"id": "a", "conversations": [{"from": "human"}]},
+    'must be from "human"': {"id": "a", "conversations": [{"from": "gpt", "value": "Hello."}]},
+    "has no answer": {"id": "a", "conversations": [{"from": "human", "value": "Hello?"}]},
+    "hold N <image> but there are N pictures": record("a", ["<image> and <image>", "Two."], ["0.png"]),
+    "an empty answer": record("a", ["Hello?", "  "]),
+    "an image that is not a file name": {**record("a", ["Hello?", "Yes."]), "image": [7]},
+    "a picture that cannot be opened": record("a", ["Who?", "Nobody."], ["absent.png"]),
+}
+
+
+@pytest.mark.parametrize(("reason", "wrong"), WRONG.items(), ids=WRONG)
+def test_a_wrong_record_is_refused_and_counted_by_its_reason(
+    reason: str, wrong: object, data: Path, tmp_path: Path, processor: ProcessorMixin
+) -> None:
+    good = record("good", ["Which colour?", "Red."], ["0.png"])
+    result = checked(write(tmp_path, wrong, good, wrong), processor, root=data.parent)
+    assert [example.record["id"] for example in result.examples] == ["good"]
+    (told, count), *others = result.refused.items()
+    assert (reason in told, count, others) == (True, 2, [])
+
+
+def test_a_file_that_is_no_picture_is_refused(data: Path, tmp_path: Path, processor: ProcessorMixin) -> None:
+    (tmp_path / "text.png").write_text("words", encoding="utf-8")
+    file = write(tmp_path, record("a", ["What?", "Text."], ["text.png"]), record("b", ["Hello?", "Hello."]))
+    result = checked(file, processor)
+    assert list(result.refused) == ["a picture that cannot be opened"]
+    assert "text.png" in result.describe()
+
+
+def test_more_refused_than_allowed_stops_and_says_how_to_allow_it(tmp_path: Path, processor: ProcessorMixin) -> None:
+    good, wrong = record("good", ["Hello?", "Hello."]), record("empty", ["Hello?", ""])
+    file = write(tmp_path, *[good] * 97, *[wrong] * 3)
+    with pytest.raises(DataError, match=r"3 of 100 .* more than 1\.0%.*--allow-refused 0\.03"):
+        checked(file, processor, allow=0.01)
+    assert len(checked(file, processor, allow=0.03).examples) == 97
+
+
+def test_nothing_left_to_learn_from_is_an_error_even_when_refusals_are_allowed(
+    tmp_path: Path, processor: ProcessorMixin
+) -> None:
+    with pytest.raises(DataError, match="Nothing to learn from"):
+        checked(write(tmp_path, record("a", ["Hello?", ""])), processor)
+
+
+def test_alignment_refuses_texts_without_a_picture(data: Path, processor: ProcessorMixin) -> None:
+    result = checked(data, processor, recipe=load_recipe("memeworld_align"))
+    assert len(result.examples) == 16
+    assert list(result.refused.values()) == [4]
+
+
+def test_a_record_without_an_answer_within_max_length_is_refused(tmp_path: Path, processor: ProcessorMixin) -> None:
+    short, long = record("short", ["Hi?", "Hi."]), record("long", ["Why? " * 200, "Because."])
+    result = checked(write(tmp_path, short, long), processor)
+    assert [example.record["id"] for example in result.examples] == ["short"]
+    assert list(result.refused) == ["no answer within 512 tokens (max_length)"]
+
+
+def test_a_record_whose_later_picture_would_be_cut_off_is_refused(
+    data: Path, tmp_path: Path, processor: ProcessorMixin
+) -> None:
+    late = record("late", ["Hi?", "Hi. " * 150, "<image>\nAnd this?", "Red."]) | {"image": "0.png"}
+    assert list(checked(write(tmp_path, late, record("a", ["Hi?", "Hi."])), processor, root=data.parent).refused)
+
+
+def test_long_dialogues_are_cut_to_max_length(tmp_path: Path, processor: ProcessorMixin) -> None:
+    file = write(tmp_path, record("long", ["Hi?", "Hello there. " * 100]))
+    examples = Examples(checked(file, processor).examples, processor, max_length=RECIPE.max_length)
+    assert len(examples[0].input_ids) == len(examples[0].supervised) == RECIPE.max_length
+    assert examples[0].supervised.any()
+
+
+def test_examples_open_their_pictures_when_asked_for(data: Path, processor: ProcessorMixin) -> None:
+    examples = Examples(checked(data, processor).examples, processor, max_length=512)
+    encoded = examples[0]
+    assert encoded.pixel_values is not None
+    assert encoded.pixel_values.shape == (1, 3, 28, 28)
+    assert int((encoded.input_ids == processor.image_token_id).sum()) == 4
+    assert examples[19].pixel_values is None
+
+
+def test_longer_records_have_greater_lengths(data: Path, processor: ProcessorMixin) -> None:
+    result = checked(data, processor)
+    examples = Examples(result.examples, processor, max_length=512)
+    lengths = [(example.length, len(examples[place].input_ids)) for place, example in enumerate(result.examples[:16])]
+    assert max(lengths)[1] == max(length for _, length in lengths)
+
+
+@pytest.mark.parametrize("text", ["[{", '{"id": 1}\n{"id": ', "words"])
+def test_a_file_that_is_not_json_is_an_error_with_its_place(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"broken\.json.*(line \d|column \d)"):
+        read_records(path)
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.json cannot be read"):
+        read_records(tmp_path / "none.json")
+
+
+def test_every_picture_is_opened_once(
+    data: Path, tmp_path: Path, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune import data as module
+
+    opened: list[Path] = []
+    real = module.open_image
+    monkeypatch.setattr(module, "open_image", lambda path: opened.append(path) or real(path))
+    file = write(tmp_path, *[record(str(n), ["Which colour?", "Red."], ["0.png"]) for n in range(5)])
+    result = check(file, data.parent, processor, recipe=replace(RECIPE, max_length=300))
+    assert (len(result.examples), len(opened)) == (5, 1)

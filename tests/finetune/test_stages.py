@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from finetune.assemble import assemble
+from finetune.stages import PARTS, STAGES, apply_stage, describe, part_of, trainable
+from llava_app.checkpoints import read_card
+from llava_app.loading import load
+
+
+@pytest.fixture
+def model(base: Path) -> LlavaForConditionalGeneration:
+    return load(read_card(base), "float32").model
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_exactly_the_parts_of_a_stage_learn(stage: str, model: LlavaForConditionalGeneration) -> None:
+    learning = apply_stage(model, stage)
+    assert {part_of(name) for name in trainable(model)} == set(STAGES[stage].trains) == set(learning)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (part_of(name) in STAGES[stage].trains)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_printed_counts_add_up(stage: str, model: LlavaForConditionalGeneration) -> None:
+    learning = apply_stage(model, stage)
+    assert sum(learning.values()) == sum(weight.numel() for weight in trainable(model).values())
+    frozen = model.num_parameters() - sum(learning.values())
+    assert f"frozen: {frozen:,}" in describe(model, learning)
+    assert all(f"{part} {count:,}" in describe(model, learning) for part, count in learning.items())
+
+
+def test_every_parameter_belongs_to_one_part(model: LlavaForConditionalGeneration) -> None:
+    assert {part_of(name) for name, _ in model.named_parameters()} == set(PARTS)
+
+
+def test_a_later_stage_undoes_the_freezing_of_the_earlier(model: LlavaForConditionalGeneration) -> None:
+    apply_stage(model, "align")
+    assert set(apply_stage(model, "instruct")) == {"projector", "language_model"}
+    assert any(part_of(name) == "language_model" for name in trainable(model))
+
+
+def test_the_identity_of_a_linear_projector_stays_frozen(tmp_path: Path, tower: Path, language: Path) -> None:
+    card = assemble(tower, language, tmp_path / "linear", projector="linear")
+    model = load(card, "float32").model
+    apply_stage(model, "align")
+    assert {name.removeprefix("model.multi_modal_projector.") for name in trainable(model)} == {
+        "linear_1.weight",
+        "linear_1.bias",
+    }
+    second = model.model.multi_modal_projector.linear_2
+    torch.testing.assert_close(second.weight.detach(), torch.eye(64))

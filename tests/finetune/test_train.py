@@ -1,0 +1,219 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.optim import SGD
+
+from finetune.__main__ import main
+from finetune.checkpoint import Run
+from finetune.collate import Batch, StepCollator
+from finetune.data import Example, Examples, read_records
+from finetune.recipe import load_recipe, recipe_from
+from finetune.stages import PARTS, STAGES, apply_stage, part_of
+from finetune.train import Course, SupervisedLoss, learning_rate_at, take_step, train
+from llava_app.checkpoints import find, read_card
+from llava_app.errors import TrainingError
+from llava_app.loading import Loaded, load
+
+FAST = ("precision=float32", "global_batch=8", "micro_batch=4")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> None:
+    """Its settings are global to a process, which in use trains once."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(stage: str, base: Path, data: Path, *more: str) -> list[str]:
+    return [stage, "--base", str(base), "--data", str(data), "--name", "mine", "--allow-refused", "0.2", *FAST, *more]
+
+
+def batches_of(loaded: Loaded, data: Path, *, micro: int, count: int = 8) -> list[Batch]:
+    records = read_records(data)[:count]
+    examples = tuple(Example(record, (data.parent / record["image"][0],), 0) for record in records)
+    encoded = Examples(examples, loaded.processor, max_length=512)
+    return StepCollator(loaded.processor.tokenizer.pad_token_id, micro)([encoded[n] for n in range(count)])
+
+
+def course(loaded: Loaded, stage: str = "instruct", **changes: object) -> Course:
+    recipe = recipe_from({**vars(load_recipe(f"memeworld_{stage}")), "precision": "float32", **changes})
+    apply_stage(loaded.model, stage)
+    accelerator = Accelerator(cpu=True)
+    learning = [weight for weight in loaded.model.parameters() if weight.requires_grad]
+    model, optimizer = accelerator.prepare(SupervisedLoss(loaded.model).train(), SGD(learning, lr=1.0))
+    run = Run("mine", "base", Path("records.json"), Path("pictures"), recipe)
+    return Course(run, Path("mine"), accelerator, model, optimizer, Examples((), loaded.processor, max_length=512), 10)
+
+
+def test_loss_is_the_models_own_at_the_supervised_tokens(base: Path, data: Path) -> None:
+    loaded = load(read_card(base), "float32")
+    (batch,) = batches_of(loaded, data, micro=8)
+    mine = SupervisedLoss(loaded.model)(batch.input_ids, batch.labels, batch.pixel_values) / batch.supervised
+    theirs = loaded.model(input_ids=batch.input_ids, pixel_values=batch.pixel_values, labels=batch.labels).loss
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_padding_changes_nothing(base: Path, data: Path) -> None:
+    loaded = load(read_card(base), "float32")
+    loss = SupervisedLoss(loaded.model)
+    together = batches_of(loaded, data, micro=8)[0]
+    single = [loss(one.input_ids, one.labels, one.pixel_values) for one in batches_of(loaded, data, micro=1)]
+    torch.testing.assert_close(loss(together.input_ids, together.labels, together.pixel_values), sum(single))
+
+
+def test_micro_batches_of_any_size_make_the_same_step(base: Path, data: Path) -> None:
+    results = []
+    for micro in (8, 3, 1):
+        loaded = load(read_card(base), "float32")
+        batches = batches_of(loaded, data, micro=micro)
+        supervised = sum(batch.supervised for batch in batches)
+        loss, norm = take_step(course(loaded), batches, supervised=supervised, rate=0.1)
+        results.append((loss, norm, loaded.model.state_dict()))
+    for loss, norm, weights in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-5)
+        assert norm == pytest.approx(results[0][1], rel=1e-4)
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, results[0][2][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_frozen_parts_do_not_move_and_the_others_do(stage: str, base: Path, data: Path) -> None:
+    loaded = load(read_card(base), "float32")
+    before = {name: weight.clone() for name, weight in loaded.model.named_parameters()}
+    (batch,) = batches_of(loaded, data, micro=8)
+    take_step(course(loaded, stage), [batch], supervised=batch.supervised, rate=0.1)
+    moved = {part_of(name) for name, weight in loaded.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved == set(STAGES[stage].trains)
+    assert set(PARTS) - moved
+
+
+def test_a_text_only_step_gives_every_learning_weight_a_gradient(base: Path, data: Path) -> None:
+    loaded = load(read_card(base), "float32")
+    apply_stage(loaded.model, "instruct")
+    example = Example(read_records(data)[-1], (), 0)
+    encoded = Examples((example,), loaded.processor, max_length=512)[0]
+    (batch,) = StepCollator(0, 1)([encoded])
+    SupervisedLoss(loaded.model)(batch.input_ids, batch.labels, batch.pixel_values).backward()
+    assert all(weight.grad is not None for weight in loaded.model.parameters() if weight.requires_grad)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(base: Path, data: Path) -> None:
+    loaded = load(read_card(base), "float32")
+    (batch,) = batches_of(loaded, data, micro=8)
+    assert batch.pixel_values is not None
+    before = loaded.model.lm_head.weight.clone()
+    broken = replace(batch, pixel_values=batch.pixel_values * math.nan)
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        take_step(course(loaded), [broken], supervised=batch.supervised, rate=0.1)
+    assert torch.equal(loaded.model.lm_head.weight, before)
+
+
+def test_gradients_are_clipped(base: Path, data: Path) -> None:
+    loaded = load(read_card(base), "float32")
+    before = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
+    (batch,) = batches_of(loaded, data, micro=8)
+    _, norm = take_step(course(loaded, gradient_clip=1e-3), [batch], supervised=batch.supervised, rate=1.0)
+    after = loaded.model.named_parameters()
+    squares = sum(float((weight.detach() - before[name]).square().sum()) for name, weight in after)
+    assert norm > 1e-3
+    assert math.sqrt(squares) == pytest.approx(1e-3, rel=0.02)
+
+
+def test_learning_rate_warms_up_then_falls_towards_zero() -> None:
+    recipe = load_recipe("memeworld_align", ["warmup_ratio=0.1", "learning_rate=1"])
+    rates = [learning_rate_at(step, 100, recipe) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 1e-3
+    assert rates[54] == pytest.approx(0.5, abs=0.02)
+
+
+def test_both_stages_run_and_their_models_are_listed(base: Path, data: Path, folder: Path) -> None:
+    assert main([*command("align", base, data, "epochs=2"), "--name", "first"]) == 0
+    assert main([*command("instruct", folder / "runs" / "first", data, "epochs=2"), "--name", "second"]) == 0
+    first, second = find("first"), find("second")
+    assert (first.stage, first.template, first.trained) == ("align", "plain", ("projector",))
+    assert (second.stage, second.template, second.base) == ("instruct", "vicuna_v1", "first")
+    assert second.trained == ("projector", "language_model")
+    assert first.data["records"], first.data["refused"] == (
+        16,
+        {"no picture; stage align learns from pictures only": 4},
+    )
+    assert second.recipe == vars(load_recipe("memeworld_instruct", [*FAST, "epochs=2"]))
+    assert load(second, "float32").processor.chat_template != load(first, "float32").processor.chat_template
+    assert not list((folder / "runs").glob("*/state"))
+
+
+def test_training_learns_and_logs_every_step(base: Path, data: Path, folder: Path) -> None:
+    assert main(command("instruct", base, data, "epochs=6")) == 0
+    log = [json.loads(line) for line in (folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 19))
+    assert log[-1]["loss"] < 0.85 * log[0]["loss"]
+    assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in log)
+
+
+def test_a_step_limit_ends_a_run_early(base: Path, data: Path, folder: Path) -> None:
+    assert main(command("instruct", base, data, "epochs=100", "max_steps=2")) == 0
+    assert len((folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_bfloat16_and_gradient_checkpointing_train_too(base: Path, data: Path) -> None:
+    more = ("max_steps=1", "precision=bfloat16", "gradient_checkpointing=true")
+    assert main(command("instruct", base, data, *more)) == 0
+    assert load(find("mine"), "float32").model.lm_head.weight.isfinite().all()
+
+
+def test_a_finished_run_is_not_repeated(base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = command("align", base, data, "max_steps=1")
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "another --name" in capsys.readouterr().err
+    assert main(["align", "--name", "mine", "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["align", "--name", "x"], "--base and --data"),
+        (["align", "--name", "x", "--resume"], "no run to resume"),
+        (["align", "--name", "x", "--base", "nothing", "--data", "a.json"], "no model"),
+        (["align", "--name", "x", "--base", "b", "--data", "d", "--recipe", "memeworld_instruct"], "stage instruct"),
+        (["align", "--name", "x", "--base", "b", "--data", "d", "epoch=1"], "epochs"),
+        (["align", "--name", "../x", "--base", "b", "--data", "d"], "'../x'"),
+        (["assemble", "nowhere", "nowhere", "out"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+
+
+def test_data_that_changed_since_the_start_is_not_resumed_with(base: Path, data: Path, folder: Path) -> None:
+    recipe = load_recipe("memeworld_instruct", [*FAST, "max_steps=1"])
+    run = Run("mine", str(base), data, data.parent, recipe, checked={"sha256": "another"})
+    (folder / "mine").mkdir()
+    with pytest.raises(TrainingError, match="changed since"):
+        train(run, folder / "mine", resume=True)
+
+
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in ("assemble", "align", "instruct", "evaluate", "memeworld"))
