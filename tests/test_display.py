@@ -91,8 +91,13 @@ def test_what_is_waited_for_is_shown_escaped() -> None:
 def test_the_model_list_says_where_a_model_comes_from_and_that_stage_1_only_captions() -> None:
     built_in = Card("world", "a", "built-in", "instruct", "vicuna_v1", "pad")
     aligned = Card("mine", "b", "run", "align", "plain", "pad")
-    shown = choices({"world": built_in, "mine": aligned})
-    assert shown == [("world · built in", "world"), ("mine · stage 1: only captions", "mine")]
+    shown = choices({"built-in/a": built_in, "run/b": aligned})
+    assert shown == [("world · built in", "built-in/a"), ("mine · stage 1: only captions", "run/b")]
+
+
+def test_models_of_one_name_are_told_apart_by_their_folder() -> None:
+    cards = {folder: Card("mine", f"runs/{folder}", "run", "instruct", "vicuna_v1", "pad") for folder in ("a", "b")}
+    assert [label for label, _ in choices(cards)] == ["mine (a) · trained here", "mine (b) · trained here"]
 
 
 def test_the_status_escapes_what_a_card_says() -> None:

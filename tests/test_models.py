@@ -53,7 +53,7 @@ def models(loaded: list[Silent], tmp_path: Path) -> Models:
 
     models = Models(load, lambda: (card("first"), "It fits."), runs=tmp_path)
     models.start()
-    assert models.first.result(PATIENCE) == "first"
+    assert models.first.result(PATIENCE) == "folder/first"
     return models
 
 
@@ -63,8 +63,8 @@ def open_and_return(models: Models, wanted: Card) -> None:
 
 
 def test_the_first_model_loads_by_itself_and_says_why(models: Models) -> None:
-    with models.lend(models.card("first")) as ready:
-        assert models.why("first", ready.result(PATIENCE)) == "It fits. It runs."
+    with models.lend(models.card("folder/first")) as ready:
+        assert models.why("folder/first", ready.result(PATIENCE)) == "It fits. It runs."
         assert models.why("another", ready.result()) == "It runs."
 
 
@@ -105,15 +105,21 @@ def test_a_model_that_failed_to_load_is_tried_again(models: Models) -> None:
 
 
 def test_a_finished_run_is_listed_without_a_restart(models: Models, tmp_path: Path) -> None:
-    assert "mine" not in models.cards()
+    assert "run/mine" not in models.cards()
     put_run(tmp_path, "mine", "mine")
-    assert models.cards()["mine"].kind == "run"
+    assert models.cards()["run/mine"].kind == "run"
 
 
-def test_models_of_one_name_are_told_apart(models: Models, tmp_path: Path) -> None:
+def test_a_model_keeps_its_key_when_another_of_the_same_name_appears(models: Models, tmp_path: Path) -> None:
     put_run(tmp_path, "monday", "mine")
+    monday = models.cards()["run/monday"]
     put_run(tmp_path, "tuesday", "mine")
-    assert {"mine (monday)", "mine (tuesday)"} <= set(models.cards())
+    assert models.cards()["run/monday"] == monday
+
+
+def test_a_run_cannot_take_the_place_of_the_model_to_start_with(models: Models, tmp_path: Path) -> None:
+    put_run(tmp_path, "first", "first")
+    assert models.card("folder/first") == card("first")
 
 
 def test_an_unknown_model_is_named(models: Models) -> None:

@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def handlers(runs: Path) -> Handlers:
     meme = runs / "meme.png"
     Image.new("RGB", (32, 24), "orange").save(meme)
-    models = Models(load, lambda: (models.cards()["Tiny"], "The only one."), runs=runs)
+    models = Models(load, lambda: (models.cards()["run/tiny"], "The only one."), runs=runs)
     models.start()
     return Handlers(models, [Example(meme, "What is the joke?")])
 
@@ -87,12 +87,12 @@ def message(text: str, *files: str) -> dict[str, Any]:
 def asked(handlers: Handlers, *questions: str) -> Talk:
     talk = Talk()
     for question in questions:
-        talk, _, _ = last(handlers.send(message(question), talk, "Tiny", *SHORT))
+        talk, _, _ = last(handlers.send(message(question), talk, "run/tiny", *SHORT))
     return talk
 
 
 def test_an_answer_streams_and_the_talk_grows(handlers: Handlers, meme: str) -> None:
-    talk, shown, box = last(handlers.send(message("What?", meme), Talk(), "Tiny", *SHORT))
+    talk, shown, box = last(handlers.send(message("What?", meme), Talk(), "run/tiny", *SHORT))
     turn = talk.conversation.turns[0]
     assert (turn.question, len(turn.images), turn.finish) == ("What?", 1, "length")
     assert turn.answer
@@ -102,19 +102,19 @@ def test_an_answer_streams_and_the_talk_grows(handlers: Handlers, meme: str) -> 
 
 
 def test_a_question_shows_at_once_while_the_answer_is_awaited(handlers: Handlers) -> None:
-    with closing(handlers.send(message("What?"), Talk(), "Tiny", *SHORT)) as updates:
+    with closing(handlers.send(message("What?"), Talk(), "run/tiny", *SHORT)) as updates:
         _, shown, box = next(updates)
     assert shown[0]["content"][0]["text"] == "What?"
     assert (box["submit_btn"], box["stop_btn"]) == (False, True)
 
 
 def test_further_questions_keep_the_context_and_pictures_stay_with_their_turn(handlers: Handlers, meme: str) -> None:
-    talk, _, _ = last(handlers.send(message("And this?", meme), asked(handlers, "First?"), "Tiny", *SHORT))
+    talk, _, _ = last(handlers.send(message("And this?", meme), asked(handlers, "First?"), "run/tiny", *SHORT))
     assert [(turn.question, len(turn.images)) for turn in talk.conversation.turns] == [("First?", 0), ("And this?", 1)]
 
 
 def test_a_picture_needs_no_words(handlers: Handlers, meme: str) -> None:
-    talk, _, _ = last(handlers.send(message("", meme), Talk(), "Tiny", *SHORT))
+    talk, _, _ = last(handlers.send(message("", meme), Talk(), "run/tiny", *SHORT))
     assert talk.conversation.turns[0].answer
 
 
@@ -123,7 +123,7 @@ def test_nothing_typed_gets_a_hint_and_nothing_happens(
     handlers: Handlers, nothing: dict[str, Any] | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = asked(handlers, "First?")
-    assert last(handlers.send(nothing, before, "Tiny", *SHORT), before) == (before, [], None)
+    assert last(handlers.send(nothing, before, "run/tiny", *SHORT), before) == (before, [], None)
     assert "Type a question or add a picture" in capsys.readouterr().out
 
 
@@ -147,21 +147,21 @@ def test_a_bad_file_is_named_and_talk_and_box_stay(handlers: Handlers, tmp_path:
     bad.write_bytes(broken_files()[name])
     before = asked(handlers, "First?")
     with pytest.warns(UserWarning, match=name) as told:
-        talk, _, box = last(handlers.send(message("What?", meme, str(bad)), before, "Tiny", *SHORT))
+        talk, _, box = last(handlers.send(message("What?", meme, str(bad)), before, "run/tiny", *SHORT))
     assert talk == before
     assert box["value"] == message("What?", meme, str(bad))
     assert str(tmp_path) not in str(told[0].message)
-    assert last(handlers.send(message("Next?", meme), talk, "Tiny", *SHORT))[0].conversation.turns[-1].answer
+    assert last(handlers.send(message("Next?", meme), talk, "run/tiny", *SHORT))[0].conversation.turns[-1].answer
 
 
 def test_a_conversation_that_is_too_long_says_what_to_do(handlers: Handlers) -> None:
     before = asked(handlers, "First?")
     with pytest.warns(UserWarning, match="tokens.*at most 512"):
-        talk, shown, box = last(handlers.send(message("long " * 300), before, "Tiny", *SHORT))
+        talk, shown, box = last(handlers.send(message("long " * 300), before, "run/tiny", *SHORT))
     assert talk == before
     assert len(shown) == 2
     assert box["value"]["text"] == "long " * 300
-    assert last(handlers.send(message("Next?"), talk, "Tiny", *SHORT))[0].conversation.turns[-1].answer
+    assert last(handlers.send(message("Next?"), talk, "run/tiny", *SHORT))[0].conversation.turns[-1].answer
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_conversation_that_is_too_long_says_what_to_do(handlers: Handlers) -> 
 )
 def test_a_message_is_bounded_before_anything_is_read(handlers: Handlers, too_much: dict[str, Any], told: str) -> None:
     with pytest.warns(UserWarning, match=told):
-        assert last(handlers.send(too_much, Talk(), "Tiny", *SHORT))[0] == Talk()
+        assert last(handlers.send(too_much, Talk(), "run/tiny", *SHORT))[0] == Talk()
 
 
 def test_an_unknown_model_is_named_and_markup_in_its_name_stays_text(handlers: Handlers) -> None:
@@ -183,13 +183,10 @@ def test_an_unknown_model_is_named_and_markup_in_its_name_stays_text(handlers: H
 
 
 def test_a_model_folder_that_vanished_is_named_and_another_model_answers(handlers: Handlers, runs: Path) -> None:
-    card = handlers.models.cards()["Vanished"]
     shutil.rmtree(runs / "Vanished")
-    handlers.models._pinned += (card,)  # as for a tab that chose it a moment before
-    with pytest.warns(UserWarning, match="Vanished"):
-        talk, _, _ = last(handlers.send(message("What?"), Talk(), "Vanished", *SHORT))
-    handlers.models._pinned = handlers.models._pinned[:-1]
-    assert last(handlers.send(message("What?"), talk, "Tiny", *SHORT))[0].conversation.turns[0].answer
+    with pytest.warns(UserWarning, match="“Vanished” is not in the list any more"):
+        talk, _, _ = last(handlers.send(message("What?"), Talk(), "run/Vanished", *SHORT))
+    assert last(handlers.send(message("What?"), talk, "run/tiny", *SHORT))[0].conversation.turns[0].answer
 
 
 def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
@@ -197,7 +194,7 @@ def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
 ) -> None:
     before = asked(handlers, "First?")
     with caplog.at_level(logging.ERROR), pytest.warns(UserWarning, match="error id [0-9a-f]{8}") as told:
-        talk, shown, box = last(handlers.send(message("What?"), before, "Faulty", *SHORT))
+        talk, shown, box = last(handlers.send(message("What?"), before, "run/Faulty", *SHORT))
     assert (talk, len(shown), box["value"]["text"]) == (before, 2, "What?")
     assert "secret" not in str(told[0].message)
     assert "secret" in caplog.text
@@ -205,11 +202,11 @@ def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
 
 @pytest.mark.parametrize("settings", [(99.0, -1.0, 12, -5), (math.nan, math.nan, 12, 0.5), (None, None, 12, None)])
 def test_numbers_from_outside_are_clamped(handlers: Handlers, settings: tuple[float | None, ...]) -> None:
-    assert last(handlers.send(message("What?"), Talk(), "Tiny", *settings))[0].conversation.turns[0].answer
+    assert last(handlers.send(message("What?"), Talk(), "run/tiny", *settings))[0].conversation.turns[0].answer
 
 
 def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handlers) -> None:
-    with closing(handlers.send(message("What?"), Talk(), "Tiny", 0.0, 1.0, 200, None)) as updates:
+    with closing(handlers.send(message("What?"), Talk(), "run/tiny", 0.0, 1.0, 200, None)) as updates:
         for talk, _, _ in updates:
             assert not talk.conversation.is_open
             if talk.conversation.turns[0].answer:
@@ -222,7 +219,7 @@ def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handler
 
 def test_retry_answers_the_last_question_anew(handlers: Handlers) -> None:
     before = asked(handlers, "First?", "Second?")
-    talk, _, _ = last(handlers.retry(before, "Tiny", 0.0, 1.0, 5, None))
+    talk, _, _ = last(handlers.retry(before, "run/tiny", 0.0, 1.0, 5, None))
     assert [turn.question for turn in talk.conversation.turns] == ["First?", "Second?"]
     assert talk.conversation.turns[1].answer != before.conversation.turns[1].answer  # shorter
     assert len(talk.timings) == 2
@@ -231,12 +228,12 @@ def test_retry_answers_the_last_question_anew(handlers: Handlers) -> None:
 def test_a_retry_that_fails_keeps_the_answer_there_was(handlers: Handlers) -> None:
     before = asked(handlers, "First?")
     with pytest.warns(UserWarning, match="error id"):
-        assert last(handlers.retry(before, "Faulty", *SHORT))[0] == before
+        assert last(handlers.retry(before, "run/Faulty", *SHORT))[0] == before
 
 
 def test_undo_puts_question_and_pictures_back_into_the_box(handlers: Handlers, meme: str) -> None:
     before = asked(handlers, "First?")
-    talk, _, _ = last(handlers.send(message("And this?", meme), before, "Tiny", *SHORT))
+    talk, _, _ = last(handlers.send(message("And this?", meme), before, "run/tiny", *SHORT))
     shorter, shown, box = handlers.undo(talk)
     assert (shorter, len(shown), box["value"]["text"]) == (before, 2, "And this?")
     assert Image.open(box["value"]["files"][0]).getpixel((0, 0)) == (128, 0, 128)
@@ -248,18 +245,18 @@ def test_clear_starts_anew(handlers: Handlers) -> None:
 
 @pytest.mark.parametrize("nothing", ["retry", "undo"])
 def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing: str) -> None:
-    update = handlers.undo(Talk()) if nothing == "undo" else next(handlers.retry(Talk(), "Tiny", *SHORT))
+    update = handlers.undo(Talk()) if nothing == "undo" else next(handlers.retry(Talk(), "run/tiny", *SHORT))
     assert update == page.UNCHANGED
 
 
 def test_an_example_is_one_click_away(handlers: Handlers) -> None:
-    talk, _, _ = last(handlers.example(SimpleNamespace(index=0), Talk(), "Tiny", *SHORT))
+    talk, _, _ = last(handlers.example(SimpleNamespace(index=0), Talk(), "run/tiny", *SHORT))
     assert (talk.conversation.turns[0].question, len(talk.conversation.pictures)) == ("What is the joke?", 1)
 
 
 @pytest.mark.parametrize("forged", [7, -1, "0", None, [0]])
 def test_an_example_that_is_not_there_is_ignored(handlers: Handlers, forged: Any) -> None:
-    assert list(handlers.example(SimpleNamespace(index=forged), Talk(), "Tiny", *SHORT)) == [page.UNCHANGED]
+    assert list(handlers.example(SimpleNamespace(index=forged), Talk(), "run/tiny", *SHORT)) == [page.UNCHANGED]
 
 
 def test_examples_are_read_from_their_list_and_may_be_missing(tmp_path: Path) -> None:
@@ -270,8 +267,8 @@ def test_examples_are_read_from_their_list_and_may_be_missing(tmp_path: Path) ->
 
 def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
     model, _ = list(handlers.greet())[-1]
-    assert model["value"] == "Tiny"
-    assert ("Tiny · trained here", "Tiny") in model["choices"]
+    assert model["value"] == "run/tiny"
+    assert ("Tiny · trained here", "run/tiny") in model["choices"]
 
 
 def test_a_start_that_failed_is_told_to_every_new_tab(runs: Path) -> None:
@@ -282,7 +279,7 @@ def test_a_start_that_failed_is_told_to_every_new_tab(runs: Path) -> None:
 
 
 def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers) -> None:
-    status = list(handlers.choose("Tiny"))[-1]
+    status = list(handlers.choose("run/tiny"))[-1]
     assert "status ready" in status
     assert "Random weights: it answers nonsense." in status
     assert "The only one." in status
@@ -293,11 +290,11 @@ def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:
 
 
 def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handlers: Handlers, runs: Path) -> None:
-    listed, update = handlers.refresh([], "Tiny")
+    listed, update = handlers.refresh([], "run/tiny")
     assert "value" not in update
-    assert handlers.refresh(listed, "Tiny")[1].keys() == {"__type__"}
+    assert handlers.refresh(listed, "run/tiny")[1].keys() == {"__type__"}
     shutil.copytree(runs / "tiny", runs / "later")
-    now, update = handlers.refresh(listed, "Tiny (tiny)")
+    now, update = handlers.refresh(listed, "run/tiny")
     shutil.rmtree(runs / "later")
     assert len(now) == len(listed) + 1
     assert "value" not in update

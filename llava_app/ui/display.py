@@ -7,7 +7,9 @@ import base64
 import html
 import io
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -98,8 +100,9 @@ def as_typed(text: str) -> str:
 
 
 def choices(cards: dict[str, Card]) -> list[tuple[str, str]]:
-    """The model list: what is shown, and the name it stands for."""
-    return [(f"{name} · {STAGES.get(card.stage, KINDS[card.kind])}", name) for name, card in cards.items()]
+    """The model list: what is shown, and the key it stands for. Models of one name are told apart by their folder."""
+    bearers = Counter(card.name for card in cards.values())
+    return [(_label(card, unique=bearers[card.name] == 1), key) for key, card in cards.items()]
 
 
 def status(about: str, *, state: str, why: str = "") -> str:
@@ -109,6 +112,11 @@ def status(about: str, *, state: str, why: str = "") -> str:
         f"<div class='status {state}' role='status'><span class='dot' aria-hidden='true'></span>"
         f"<p><span class='about'>{html.escape(about)}</span> {detail}</p></div>"
     )
+
+
+def _label(card: Card, *, unique: bool) -> str:
+    name = card.name if unique else f"{card.name} ({Path(card.source).name})"
+    return f"{name} · {STAGES.get(card.stage, KINDS[card.kind])}"
 
 
 def _question(turn: Turn) -> list[dict[str, Any]]:

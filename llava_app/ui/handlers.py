@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -98,11 +99,11 @@ class Handlers:
             yield gr.skip(), status("Starting …", state="loading")
             wait([self.models.first], timeout=HEARTBEAT)
         try:
-            name = self.models.first.result()
+            key = self.models.first.result()
         except Exception as error:
             yield gr.update(choices=choices(self.models.cards())), status(_explain(error), state="failed")
             return
-        yield gr.update(choices=choices(self.models.cards()), value=name), gr.skip()
+        yield gr.update(choices=choices(self.models.cards()), value=key), gr.skip()
 
     def choose(self, model: str | None) -> Iterator[str]:
         """Load the chosen model and say how that goes. The conversation stays."""
@@ -112,7 +113,7 @@ class Handlers:
             card = self.models.card(model)
             with self.models.lend(card) as ready:
                 while not ready.done():
-                    yield status(f"Loading {model} …", state="loading")
+                    yield status(f"Loading {card.name} …", state="loading")
                     wait([ready], timeout=HEARTBEAT)
                 yield status(card.about, state="ready", why=self.models.why(model, ready.result()))
         except Exception as error:
@@ -126,7 +127,7 @@ class Handlers:
             return gr.skip(), gr.skip()
         if model is None or model in cards:
             return now, gr.update(choices=now)
-        gr.Warning(html.escape(f"The model “{model}” is gone; {now[0][1]} takes its place."))
+        gr.Warning(html.escape(f"The model “{Path(model).name}” is gone; {now[0][0]} takes its place."))
         return now, gr.update(choices=now, value=now[0][1])
 
     def _answer(
@@ -154,7 +155,7 @@ class Handlers:
             model = self.models.first.result()
         card = self.models.card(model)
         with self.models.lend(card) as ready:
-            yield from _until(ready, talk, f"Loading {model} …")
+            yield from _until(ready, talk, f"Loading {card.name} …")
             with closing(reply(ready.result().engine, talk.conversation, sampling)) as answer:
                 drawn_at, phase = 0.0, None
                 for progress in answer:

@@ -7,7 +7,6 @@ one big model, and a second only while somebody still listens to the first.
 
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ class Models:
 
     def __init__(self, load: Callable[[Card], Ready], choose: Callable[[], tuple[Card, str]], *, runs: Path) -> None:
         """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread."""
-        self.first: Future[str] = Future()  # the name of the model to start with
+        self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
         self._load = load
         self._runs = runs
@@ -53,22 +52,22 @@ class Models:
         threading.Thread(target=self._work, name="model-loader", daemon=True).start()
 
     def cards(self) -> dict[str, Card]:
-        """The models to choose from by the name shown; two of one name are told apart by their folder."""
-        cards = catalogue(self._runs)
-        cards = [card for card in self._pinned if card.source not in {other.source for other in cards}] + cards
-        bearers = Counter(card.name for card in cards)
-        return {card.name if bearers[card.name] == 1 else _with_folder(card): card for card in cards}
+        """The models to choose from, by a key that stays the same whatever else is in the list."""
+        listed = catalogue(self._runs)
+        sources = {card.source for card in listed}
+        pinned = {f"folder/{Path(card.source).name}": card for card in self._pinned if card.source not in sources}
+        return pinned | {_key(card): card for card in listed}
 
-    def card(self, name: str) -> Card:
-        """The model shown as `name`. Raises ModelError when it is not in the list."""
-        card = self.cards().get(name)
+    def card(self, key: str) -> Card:
+        """The model with this key. Raises ModelError when it is not in the list."""
+        card = self.cards().get(key)
         if card is None:
-            raise ModelError(f"The model “{name}” is not in the list any more. Choose another one.")
+            raise ModelError(f"The model “{Path(key).name}” is not in the list any more. Choose another one.")
         return card
 
-    def why(self, name: str, ready: Ready) -> str:
+    def why(self, key: str, ready: Ready) -> str:
         """Why this model, if it is the one to start with, and why it runs as it does."""
-        started = self.first.done() and not self.first.exception() and self.first.result() == name
+        started = self.first.done() and not self.first.exception() and self.first.result() == key
         return f"{self.first_why} {ready.why}".strip() if started else ready.why
 
     @contextmanager
@@ -97,8 +96,7 @@ class Models:
             self.first.set_exception(error)
             return
         self._pinned = (card,)
-        name = next(name for name, other in self.cards().items() if other.source == card.source)
-        self.first.set_result(name)
+        self.first.set_result(next(key for key, other in self.cards().items() if other.source == card.source))
         with self.lend(card):
             pass  # loads in the background; whoever writes first waits for less
 
@@ -123,8 +121,8 @@ class Models:
             engine.close()
 
 
-def _with_folder(card: Card) -> str:
-    return f"{card.name} ({Path(card.source).name})"
+def _key(card: Card) -> str:
+    return card.source if card.kind == "hub" else f"{card.kind}/{Path(card.source).name}"
 
 
 def load_locally(card: Card, precision: str) -> Ready:
