@@ -99,7 +99,6 @@ def _train(stage: str, arguments: list[str]) -> int:
     except Interrupted as error:
         print(f"Stopped after step {error.step}. To go on: python -m finetune {stage} --name {options.name} --resume")
         return 130
-    print(f"{folder} is finished and in the page's model list.")
     return 0
 
 

@@ -38,6 +38,8 @@ class Recipe:
 
     A batch counts examples: `global_batch` per optimiser step over all processes, `micro_batch` per forward pass
     of one process. `max_length` counts tokens, the picture's included. `max_steps` ends a run before its epochs do.
+    `gradient_checkpointing` saves memory for a third more computing. `compile` makes a small model 1.5 times as fast
+    on a CPU, after a minute of compiling, and needs a C++ compiler there.
     """
 
     stage: str
@@ -54,6 +56,7 @@ class Recipe:
     gradient_clip: float = 1.0
     precision: str = "bfloat16"
     gradient_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
     save_every: int = 500
 

@@ -102,7 +102,8 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
     learning = apply_stage(loaded.model, recipe.stage)
-    dtype = checkpoint.stored_dtype(base.source)
+    source = Path(loaded.model.name_or_path)
+    dtype = checkpoint.stored_dtype(source)
     accelerator.print(checked.describe(), describe(loaded.model, learning), sep="\n")
     if accelerator.is_main_process and not resume:
         checkpoint.try_saving(folder, loaded.model, processor=processor, dtype=dtype)
@@ -111,12 +112,13 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples)
     _learn(course, _resumed_step(course))
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
-    card = _card(run, folder, base=base, checked=checked)
+    card = replace(_card(run, folder, base=base, checked=checked), base_revision=checkpoint.revision(source))
     if accelerator.is_main_process:
         checkpoint.save_model(folder, course.llava, weights, processor=processor, dtype=dtype)
         write_card(folder, card)
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
+    accelerator.print(f"{folder} is finished and in the page's model list.")
     return card
 
 
@@ -171,6 +173,9 @@ def _course(
     recipe = run.recipe
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    if recipe.compile:
+        for layer in model.model.language_model.layers:  # one by one: they share one graph, compiled once
+            layer.compile(dynamic=True)
     wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), _optimizer(model, recipe))
     per_epoch = _sampler(examples, recipe, total=0).steps_per_epoch
     total = min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)

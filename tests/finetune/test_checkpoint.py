@@ -124,7 +124,7 @@ def test_saving_keeps_the_model_as_it_is_and_stores_what_it_was_given(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_checkpoint_says_in_which_precision_it_is_stored(tmp_path: Path, loaded: Loaded, dtype: torch.dtype) -> None:
     save_model(tmp_path, loaded.model, loaded.model.state_dict(), processor=loaded.processor, dtype=dtype)
-    assert stored_dtype(str(tmp_path)) == dtype
+    assert stored_dtype(tmp_path) == dtype
 
 
 def test_a_model_that_cannot_be_saved_is_found_out_before_training(tmp_path: Path, base: Path) -> None:
