@@ -74,15 +74,18 @@ _ON_DISK: dict[str, type | tuple[type, ...]] = {
 def read_card(folder: Path) -> Card:
     """The card of a finished checkpoint folder. Raises ModelError when it is missing or malformed, or a file is."""
     path = Path(folder) / CARD_NAME
+    shown = f"{path.parent.name}/{CARD_NAME}"  # the page shows errors, and a path is nobody's business there
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} holds no {CARD_NAME}, so it is no finished model. Choose a folder that training has completed."
+            f"{path.parent.name} holds no {CARD_NAME}, so it is no finished model. Choose a folder that training has completed."
         ) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error}). Restore the file or train the model again.") from error
-    _check(stored, path)
+        raise ModelError(
+            f"{shown} cannot be read ({type(error).__name__}). Restore the file or train the model again."
+        ) from error
+    _check(stored, path.parent, shown=shown)
     kind = "built-in" if DEMO.resolve() in path.resolve().parents else "run"
     values = {name: stored[name] for name in _ON_DISK} | {"trained": tuple(stored["trained"])}
     return Card(source=str(folder), kind=kind, **values)
@@ -127,20 +130,20 @@ def find(name_or_path: str, runs: Path = RUNS) -> Card:
     raise ModelError(f"There is no model “{name_or_path}”. Choose one of {known}, or give the path of a model folder.")
 
 
-def _check(stored: Any, path: Path) -> None:
+def _check(stored: Any, folder: Path, *, shown: str) -> None:
     """Raise ModelError unless `stored` is a complete card of this format whose files are all there."""
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         found = stored.get("format") if isinstance(stored, dict) else type(stored).__name__
-        raise ModelError(f"{path} has format {found}; this version reads format {FORMAT}. Update the app or the card.")
+        raise ModelError(f"{shown} has format {found}; this version reads format {FORMAT}. Update the app or the card.")
     wrong = [name for name, kind in _ON_DISK.items() if name not in stored or not isinstance(stored[name], kind)]
     wrong += [
         name for name, allowed in (("stage", STAGES), ("image_mode", IMAGE_MODES)) if stored.get(name) not in allowed
     ]
     if wrong:
-        raise ModelError(f"{path} has a missing or wrong {', '.join(dict.fromkeys(wrong))}. Train the model again.")
-    absent = [name for name in stored["files"] if not (path.parent / name).is_file()]
+        raise ModelError(f"{shown} has a missing or wrong {', '.join(dict.fromkeys(wrong))}. Train the model again.")
+    absent = [name for name in stored["files"] if not (folder / name).is_file()]
     if absent:
-        raise ModelError(f"{path.parent} lacks {', '.join(absent)}. Copy the whole folder again.")
+        raise ModelError(f"{folder.name} lacks {', '.join(absent)}. Copy the whole folder again.")
 
 
 def _cards_below(parent: Path) -> list[Card]:

@@ -86,7 +86,7 @@ def load(card: Card, precision: str = "auto") -> Loaded:
         model = _load_model(folder, device, precision=precision)
         processor = _load_processor(folder, card, config=model.config)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].replace(str(folder), folder.name)  # the page shows no paths
         raise ModelError(f"{card.name} cannot be loaded: {reason}. Restore its files or choose another.") from error
     _check_image_tokens(model, processor, name=card.name)
     if model.generation_config.eos_token_id is None:
