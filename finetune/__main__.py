@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -22,11 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else "--help"
     if verb not in VERBS:
-        print(
-            "usage: python -m finetune VERB …",
-            *(f"  {name:10} {about}" for name, (_, about) in VERBS.items()),
-            sep="\n",
-        )
+        print("usage: python -m finetune VERB …")
+        print(*(f"  {name:10} {about}" for name, (_, about) in VERBS.items()), sep="\n")
         return 0 if verb in ("-h", "--help") else 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's processes are forked
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin starve a busy machine
@@ -64,9 +62,7 @@ def _assemble(arguments: list[str]) -> int:
         image_mode=options.image_mode,
         dtype=getattr(torch, options.dtype),
     )
-    print(
-        f"{options.out} is assembled. Next: python -m finetune align --base {options.out} --data FILE.json --name NAME"
-    )
+    print(f"{options.out} is assembled. Next: python -m finetune align --base {options.out} --data FILE --name NAME")
     return 0
 
 
@@ -87,6 +83,8 @@ def _train(stage: str, arguments: list[str]) -> int:
     from finetune.train import train
 
     run = load_run(folder) if options.resume else _new_run(stage, options)
+    if options.resume and (options.base or options.data or options.recipe or options.overrides):
+        raise RecipeError("A resumed run keeps its own base, data and recipe. Give --name and --resume only.")
     if run.recipe.stage != stage:
         raise RecipeError(f"This is a recipe for stage {run.recipe.stage}. Use python -m finetune {run.recipe.stage}.")
     if not options.resume:
@@ -105,8 +103,8 @@ def _train(stage: str, arguments: list[str]) -> int:
 def _new_run(stage: str, options: argparse.Namespace) -> "Run":
     from finetune.checkpoint import Run
 
-    if Path(options.name).name != options.name:
-        raise RecipeError(f"The name {options.name!r} is not a folder name. Give one without slashes.")
+    if not re.fullmatch(r"\w[\w.-]*", options.name):
+        raise RecipeError(f"The name {options.name!r} is no folder name. Give letters, digits, dots, dashes.")
     if options.base is None or options.data is None:
         raise RecipeError("A new run needs --base and --data. To go on with an interrupted one, add --resume.")
     recipe = load_recipe(options.recipe or f"memeworld_{stage}", options.overrides)

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     SiglipVisionModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from llava_app.checkpoints import Card, write_card
@@ -92,12 +93,14 @@ def _load_tower(folder: Path) -> tuple[PreTrainedModel, str]:
 
 
 def _load_language(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    _config(folder)
+    model_type = _config(folder).model_type
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(f"{folder} is a {model_type!r} model, which is no causal language model. Give another folder.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        return model, AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True), tokenizer
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} holds no causal language model with its tokenizer: {error}") from error
+        raise ModelError(f"{folder} lacks its safetensors or its tokenizer: {error}") from error
 
 
 def _config(folder: Path) -> PreTrainedConfig:

@@ -1,7 +1,8 @@
 """A run's folder: its settings, the states to resume from, and the finished model.
 
 runs/NAME/            the finished model; card.json is written last
-runs/NAME/run.yaml    base, data and recipe
+runs/NAME/run.yaml    base and data
+runs/NAME/recipe.yaml how it trained; --recipe reads it
 runs/NAME/log.jsonl   one line per step
 runs/NAME/state/      step-N folders, the newest KEEP of them, until the run is finished
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
-from finetune.recipe import Recipe, recipe_from
+from finetune.recipe import Recipe, load_recipe, save_recipe
 from llava_app.checkpoints import CARD_NAME
 from llava_app.errors import TrainingError
 
@@ -43,8 +44,10 @@ class Run:
     checked: dict[str, Any] = field(default_factory=dict)  # what the data was when the run started
 
     def save(self, folder: Path) -> None:
-        """Write run.yaml."""
+        """Write recipe.yaml, then run.yaml, by which a started run is known."""
+        save_recipe(self.recipe, folder / "recipe.yaml")
         settings = {**asdict(self), "data": str(self.data), "images": str(self.images)}
+        del settings["recipe"]
         (folder / "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
@@ -55,7 +58,7 @@ def load_run(folder: Path) -> Run:
         raise TrainingError(f"There is no run to resume in {folder}. Start it without --resume.")
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     paths = {"data": Path(settings["data"]), "images": Path(settings["images"])}
-    return Run(**{**settings, **paths, "recipe": recipe_from(settings["recipe"])})
+    return Run(**{**settings, **paths, "recipe": load_recipe(str(folder / "recipe.yaml"))})
 
 
 def is_finished(folder: Path) -> bool:
@@ -88,9 +91,8 @@ def save_state(
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(
-            {name: weight.detach().contiguous() for name, weight in learning.items()}, temporary / "weights.safetensors"
-        )
+        weights = {name: weight.detach().contiguous() for name, weight in learning.items()}
+        save_file(weights, temporary / "weights.safetensors")
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
     accelerator.wait_for_everyone()
     torch.save(_random_states(), temporary / f"random-{accelerator.process_index}.pt")
@@ -105,9 +107,7 @@ def load_state(state: Path, *, learning: Mapping[str, Tensor], optimizer: Optimi
     """Put a saved state back into the weights, the optimiser and the random numbers. Raises TrainingError."""
     weights = load_file(state / "weights.safetensors")
     if weights.keys() != learning.keys():
-        raise TrainingError(
-            f"{state} holds other weights than this stage trains. Start the run anew under another name."
-        )
+        raise TrainingError(f"{state} holds other weights than this stage trains. Start a new run.")
     with torch.no_grad():
         for name, weight in learning.items():
             weight.copy_(weights[name])
@@ -173,11 +173,12 @@ def step_of(state: Path) -> int:
     return int(state.name.removeprefix("step-"))
 
 
-def _random_states() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
 
 
-def _restore_random_states(states: dict[str, Any]) -> None:
+def _restore_random_states(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

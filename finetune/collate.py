@@ -32,9 +32,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        pixels = None if self.pixel_values is None else self.pixel_values.to(device, non_blocking=True)
-        input_ids = self.input_ids.to(device, non_blocking=True)
-        return Batch(input_ids, self.labels.to(device, non_blocking=True), pixels, self.tokens)
+        pixels = None if self.pixel_values is None else self.pixel_values.to(device)
+        return Batch(self.input_ids.to(device), self.labels.to(device), pixels, self.tokens)
 
 
 def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:

@@ -60,11 +60,10 @@ class Checked:
         return {"file": self.file.name, "sha256": self.sha256, **counts}
 
     def describe(self) -> str:
-        """One line per fact, for a person."""
+        """For a person: how many examples, and a line per reason of refusal."""
         lines = [f"data: {len(self.examples):,} examples from {self.file}"]
-        lines += [
-            f"  refused {count:,}: {reason} (first: {self.first[reason]})" for reason, count in self.refused.items()
-        ]
+        for reason, count in self.refused.items():
+            lines.append(f"  refused {count:,}: {reason} (first: {self.first[reason]})")
         return "\n".join(lines)
 
 
@@ -128,7 +127,7 @@ def read_records(file: Path) -> list[Any]:
 def image_names(record: dict[str, Any]) -> list[str]:
     """The picture files that a record names, in order."""
     names = record.get("image") or []
-    return [names] if isinstance(names, str) else list(names)
+    return names if isinstance(names, list) else [names]
 
 
 class _Ruler:
@@ -151,7 +150,8 @@ class _Ruler:
         values = [turn["value"] for turn in record["conversations"]]
         last = max((place for place, value in enumerate(values) if IMAGE_MARK in value), default=0)
         images = len(image_names(record))
-        most = self.frame + images * self.image_tokens + len("".join(values[: last + 2]).encode())
+        frames = self.frame * (last // 2 + 1)
+        most = frames + images * self.image_tokens + len("".join(values[: last + 2]).encode())
         if most < self.max_length:
             return None
         encoded = encode(from_record(record, [_BLANK] * images), self.processor, open_answer=False)
@@ -203,12 +203,11 @@ def _opened(path: Path) -> Refusal | None:
 
 def _report(file: Path, examples: list[Example], refusals: list[tuple[Any, Refusal]]) -> Checked:
     counts = Counter(refusal.reason for _, refusal in refusals)
-    first = {
-        refusal.reason: f"{_identifier(record)} {refusal.details}".rstrip() for record, refusal in reversed(refusals)
-    }
-    return Checked(
-        file, tuple(examples), dict(counts.most_common()), first, hashlib.sha256(file.read_bytes()).hexdigest()
-    )
+    first: dict[str, str] = {}
+    for record, refusal in refusals:
+        first.setdefault(refusal.reason, f"{_identifier(record)} {refusal.details}".rstrip())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Checked(file, tuple(examples), dict(counts.most_common()), first, digest)
 
 
 def _judge(checked: Checked, total: int, allowed: float) -> None:

@@ -93,7 +93,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_from(settings: dict[str, Any]) -> Recipe:
-    """A recipe from a mapping, such as the one `as_settings` gives. Raises RecipeError."""
+    """A recipe from a mapping of its fields. Raises RecipeError, and names the nearest field for a misspelt one."""
     known = [field.name for field in fields(Recipe)]
     for name in settings:
         if name not in known:
@@ -108,11 +108,6 @@ def recipe_from(settings: dict[str, Any]) -> Recipe:
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe so that `load_recipe` reads it back equal."""
     path.write_text(yaml.safe_dump(asdict(recipe), sort_keys=False), encoding="utf-8")
-
-
-def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """The recipe with `field=value` overrides applied. Raises RecipeError."""
-    return recipe_from({**asdict(recipe), **_parsed(overrides)})
 
 
 def _parsed(overrides: Sequence[str]) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
     """One optimiser step over this process's micro-batches; returns the loss per token and the gradient norm.
 
     `supervised` counts the tokens of all processes. DistributedDataParallel averages gradients over the processes,
-    so a sum divided by that count is first multiplied by their number. TrainingError when the loss is not finite.
+    so a sum divided by that count is first multiplied by their number.
+    Raises TrainingError when the loss or a gradient is not finite; the weights have not moved then.
     """
     accelerator, last = course.accelerator, len(batches) - 1
     loss = torch.zeros((), device=accelerator.device)
@@ -145,14 +146,16 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
             accelerator.backward(part * accelerator.num_processes)
         loss += part.detach()
     value = float(accelerator.reduce(loss, "sum"))
-    if not math.isfinite(value):
-        raise TrainingError(f"the loss is {value}. Lower learning_rate (it is {rate:g} here) and start a new run.")
-    norm = accelerator.clip_grad_norm_(course.model.parameters(), course.run.recipe.gradient_clip)
+    norm = float(accelerator.clip_grad_norm_(course.model.parameters(), course.run.recipe.gradient_clip))
+    if not math.isfinite(value + norm):
+        raise TrainingError(
+            f"the loss is {value} and the gradient's norm {norm}. Lower learning_rate ({rate:g} here) and start anew."
+        )
     for group in course.optimizer.param_groups:
         group["lr"] = rate
     course.optimizer.step()
     course.optimizer.zero_grad()
-    return value, float(norm)
+    return value, norm
 
 
 def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked, resume: bool) -> None:
@@ -211,7 +214,6 @@ def _loader(course: Course, start: int) -> DataLoader[Any]:
         collate_fn=StepCollator(course.examples.processor.tokenizer.pad_token_id, recipe.micro_batch),
         num_workers=max(1, min(8, (os.cpu_count() or 1) // (2 * processes))),
         worker_init_fn=ignore_in_worker,
-        pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator().manual_seed(recipe.seed),  # else it would draw from the run's random numbers
     )
 

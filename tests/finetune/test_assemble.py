@@ -74,7 +74,7 @@ def test_a_folder_in_use_is_not_overwritten(base: Path, tower: Path, language: P
 def test_halves_of_the_wrong_kind_are_named(tmp_path: Path, tower: Path, language: Path) -> None:
     with pytest.raises(ModelError, match="'llama' model; a vision tower is one of clip"):
         assemble(language, language, tmp_path / "out")
-    with pytest.raises(ModelError, match="no causal language model"):
+    with pytest.raises(ModelError, match="'clip_vision_model' model, which is no causal language model"):
         assemble(tower, tower, tmp_path / "out")
     with pytest.raises(ModelError, match="not a model folder"):
         assemble(tmp_path / "nowhere", language, tmp_path / "out")

@@ -48,6 +48,7 @@ def test_a_run_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     run = Run("mine", "base", Path("a.json"), Path("pictures"), recipe, 0.5, {"records": 3})
     run.save(tmp_path)
     assert load_run(tmp_path) == run
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
 
 
 def test_resuming_what_never_started_is_an_error(tmp_path: Path) -> None:

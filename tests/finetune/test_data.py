@@ -56,7 +56,7 @@ WRONG = {
     "has no answer": {"id": "a", "conversations": [{"from": "human", "value": "Hello?"}]},
     "hold N <image> but there are N pictures": record("a", ["<image> and <image>", "Two."], ["0.png"]),
     "an empty answer": record("a", ["Hello?", "  "]),
-    "an image that is not a file name": {**record("a", ["Hello?", "Yes."]), "image": [7]},
+    "an image that is not a file name": {**record("a", ["Hello?", "Yes."]), "image": 7},
     "a picture that cannot be opened": record("a", ["Who?", "Nobody."], ["absent.png"]),
 }
 

@@ -2,12 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from finetune.assemble import assemble
+from finetune.interrupt import StopSignal
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = ("precision=float32", "global_batch=8", "micro_batch=4", "epochs=7", "save_every=5")  # 21 steps
@@ -28,7 +33,7 @@ setattr(module, name, counted)
 from finetune.__main__ import main
 sys.exit(main(sys.argv[5:]))
 """
-SIGINT, SIGKILL, SIGTERM = 2, 9, 15
+
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
 
@@ -52,7 +57,23 @@ def logged(folder: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
 
 
-def test_interrupted_in_every_way_and_resumed_equals_uninterrupted(tmp_path: Path, base: Path, data: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_is_noted_and_a_second_one_obeyed(number: signal.Signals) -> None:
+    obeyed: list[int] = []
+    before = signal.signal(number, lambda number, _: obeyed.append(number))
+    with StopSignal() as stop:
+        os.kill(os.getpid(), number)
+        assert (stop.asked, obeyed) == (True, [])
+        os.kill(os.getpid(), number)
+        assert obeyed == [number]
+    signal.signal(number, before)
+
+
+def test_interrupted_in_every_way_and_resumed_equals_uninterrupted(
+    tmp_path: Path, tower: Path, language: Path, data: Path
+) -> None:
+    base = tmp_path / "base"
+    assemble(tower, language, base, dtype=torch.float32)
     start = ("instruct", "--name", "mine", "--base", str(base), "--data", str(data), *SETTINGS)
     resume = ("instruct", "--name", "mine", "--resume")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -60,16 +81,14 @@ def test_interrupted_in_every_way_and_resumed_equals_uninterrupted(tmp_path: Pat
     broken.mkdir()
     assert finetune(whole, *start)[0] == 0
 
-    code, _ = finetune(broken, *start, stop=("finetune.train", "take_step", 8, SIGKILL))
-    assert (code, states(broken)) == (-SIGKILL, {"step-5"})
-    code, _ = finetune(broken, *resume, stop=("torch", "save", 2, SIGKILL))  # while step-10 is being written
-    assert (code, states(broken)) == (-SIGKILL, {"step-5", "partial"})
-    code, told = finetune(broken, *resume, stop=("finetune.train", "take_step", 8, SIGINT))
+    code, _ = finetune(broken, *start, stop=("finetune.train", "take_step", 8, signal.SIGKILL))
+    assert (code, states(broken)) == (-signal.SIGKILL, {"step-5"})
+    code, _ = finetune(broken, *resume, stop=("torch", "save", 2, signal.SIGKILL))  # while step-10 is being written
+    assert (code, states(broken)) == (-signal.SIGKILL, {"step-5", "partial"})
+    code, told = finetune(broken, *resume, stop=("finetune.train", "take_step", 8, signal.SIGINT))
     assert (code, states(broken)) == (130, {"step-10", "step-13"})
     assert "Stopped after step 13. To go on: python -m finetune instruct --name mine --resume" in told
     assert "Traceback" not in told
-    code, told = finetune(broken, *resume, stop=("finetune.train", "take_step", 1, SIGTERM))
-    assert (code, states(broken)) == (130, {"step-13", "step-14"})
     assert finetune(broken, *resume)[0] == 0
 
     assert logged(broken) == logged(whole)

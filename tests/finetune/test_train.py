@@ -187,6 +187,8 @@ def test_a_finished_run_is_not_repeated(base: Path, data: Path, capsys: pytest.C
     assert main(arguments) == 0
     assert main(arguments) == 2
     assert "another --name" in capsys.readouterr().err
+    assert main(["align", "--name", "mine", "--resume", "epochs=2"]) == 2
+    assert "keeps its own" in capsys.readouterr().err
     assert main(["align", "--name", "mine", "--resume"]) == 0
     assert "finished already" in capsys.readouterr().out
 
@@ -200,6 +202,7 @@ def test_a_finished_run_is_not_repeated(base: Path, data: Path, capsys: pytest.C
         (["align", "--name", "x", "--base", "b", "--data", "d", "--recipe", "memeworld_instruct"], "stage instruct"),
         (["align", "--name", "x", "--base", "b", "--data", "d", "epoch=1"], "epochs"),
         (["align", "--name", "../x", "--base", "b", "--data", "d"], "'../x'"),
+        (["align", "--name", "x", "--resume", "epochs=2"], "no run to resume"),
         (["assemble", "nowhere", "nowhere", "out"], "nowhere"),
     ],
 )
