@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ EYES = CLIPVisionConfig(
     patch_size=PICTURE_SIDE // draw.GRID,
     projection_dim=128,
 )
-WORTH_COMPILING = 100  # steps; compiling takes half a minute and then saves a fifth of each
+WORTH_COMPILING = 100  # steps; compiling takes half a minute, then saves a fifth of each; a CPU needs g++ for it
 NOTHING = 0.15  # weight of a patch that shows nothing of what a head asks for; most do not
 WIDTH = 192  # of the language model; a multiple of 64, so that 4-bit weights work on a CPU
 
@@ -237,7 +238,8 @@ def _pretrain(folder: Path, module: nn.Module, batch: Callable[[int], tuple[Tens
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    compiled = torch.compile(module, dynamic=False) if schedule.steps > WORTH_COMPILING else module
+    compiles = schedule.steps > WORTH_COMPILING and (device.type == "cuda" or shutil.which("g++"))
+    compiled = torch.compile(module, dynamic=False) if compiles else module
     started = time.monotonic()
     with (folder / "log.jsonl").open("a") as log:
         for step in tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name):

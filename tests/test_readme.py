@@ -1,0 +1,48 @@
+"""What the README promises: its files exist, its commands are real, and its front matter is what a Space takes."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from finetune.__main__ import VERBS
+from finetune.memeworld.cli import STEPS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_file_of_the_tree_exists() -> None:
+    tree = README.split("## What is where")[1].split("```")[1].strip().splitlines()
+    folder = ROOT
+    for line in tree:
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        folder = ROOT if not line.startswith(" ") else folder
+        missing = [name for name in names if not (folder / name).exists()]
+        assert not missing, line
+        folder = ROOT / names[0] if not line.startswith(" ") else folder
+
+
+def test_every_linked_file_exists() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_verb_exists() -> None:
+    assert set(re.findall(r"python -m finetune (\w+)", README)) <= {*VERBS, "VERB"}
+    assert set(re.findall(r"`memeworld (\w+)`", README)) == set(STEPS)
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "pip install -r requirements-dev.txt && python -m pytest" in README
+    assert "-r requirements-dev.txt" in script
+    assert "python -m pytest" in script
+
+
+def test_the_front_matter_is_what_a_space_takes() -> None:
+    matter = yaml.safe_load(README.split("---")[1])
+    assert matter["sdk"] == "gradio"
+    assert (ROOT / matter["app_file"]).exists()
+    assert len(matter["short_description"]) <= 60
