@@ -64,7 +64,8 @@ def _data(plan: Plan) -> None:
 
 
 def _assemble(plan: Plan) -> None:
-    _finetune("assemble", plan.folder / "eyes", plan.folder / "text", plan.folder / BASE)
+    if not (plan.folder / BASE / "card.json").exists():
+        _finetune("assemble", plan.folder / "eyes", plan.folder / "text", plan.folder / BASE)
 
 
 def _align(plan: Plan) -> None:

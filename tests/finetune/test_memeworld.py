@@ -1,5 +1,8 @@
+import os
 import random
 import re
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from llava_app.checkpoints import Card, read_card
 from llava_app.conversation import from_record
 from llava_app.loading import load
 
+ROOT = Path(__file__).parents[2]
 numbers = st.integers(0, 10**6)
 splits = st.sampled_from(SPLITS)
 
@@ -177,3 +181,14 @@ def test_a_shipped_model_has_small_files_and_says_what_it_knows(tiny_card: Card,
     assert "drawn world" in shipped.about
     assert shipped.stage == tiny_card.stage
     assert load(shipped, "float32").processor.chat_template == load(tiny_card, "float32").processor.chat_template
+
+
+def test_the_whole_way_from_nothing_to_a_model_and_again_without_doing_it_twice(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "finetune", "memeworld", "all", "--smoke"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    finished = tmp_path / "runs" / "memeworld-smoke-instruct" / "card.json"
+    written = finished.stat().st_mtime_ns
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert read_card(finished.parent).stage == "instruct"
+    assert finished.stat().st_mtime_ns == written
