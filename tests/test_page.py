@@ -21,7 +21,7 @@ from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers, Update
 from llava_app.ui.models import Models, Ready, load_locally
 from tests.fixtures_model import write_tiny_model
 
-SHORT = (0.0, 1.0, 12, None)  # temperature, top-p, longest answer, seed
+SHORT = (0.0, 1.0, 12, "")  # temperature, top-p, longest answer, seed
 
 
 class Faulty:
@@ -200,13 +200,20 @@ def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
     assert "secret" in caplog.text
 
 
-@pytest.mark.parametrize("settings", [(99.0, -1.0, 12, -5), (math.nan, math.nan, 12, 0.5), (None, None, 12, None)])
-def test_numbers_from_outside_are_clamped(handlers: Handlers, settings: tuple[float | None, ...]) -> None:
+@pytest.mark.parametrize(
+    "settings", [(99.0, -1.0, 12, "9" * 10), (math.nan, math.nan, 12, " 7 "), (None, None, 12, None)]
+)
+def test_numbers_from_outside_are_clamped(handlers: Handlers, settings: tuple[float | str | None, ...]) -> None:
     assert last(handlers.send(message("What?"), Talk(), "run/tiny", *settings))[0].conversation.turns[0].answer
 
 
+def test_a_seed_that_is_no_number_is_named(handlers: Handlers) -> None:
+    with pytest.warns(UserWarning, match="The seed “-5” is not a whole number"):
+        assert last(handlers.send(message("What?"), Talk(), "run/tiny", 0.0, 1.0, 12, "-5"))[0] == Talk()
+
+
 def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handlers) -> None:
-    with closing(handlers.send(message("What?"), Talk(), "run/tiny", 0.0, 1.0, 200, None)) as updates:
+    with closing(handlers.send(message("What?"), Talk(), "run/tiny", 0.0, 1.0, 200, "")) as updates:
         for talk, _, _ in updates:
             assert not talk.conversation.is_open
             if talk.conversation.turns[0].answer:
@@ -219,7 +226,7 @@ def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handler
 
 def test_retry_answers_the_last_question_anew(handlers: Handlers) -> None:
     before = asked(handlers, "First?", "Second?")
-    talk, _, _ = last(handlers.retry(before, "run/tiny", 0.0, 1.0, 5, None))
+    talk, _, _ = last(handlers.retry(before, "run/tiny", 0.0, 1.0, 5, ""))
     assert [turn.question for turn in talk.conversation.turns] == ["First?", "Second?"]
     assert talk.conversation.turns[1].answer != before.conversation.turns[1].answer  # shorter
     assert len(talk.timings) == 2

@@ -89,14 +89,12 @@ def _settings() -> list[gr.components.Component]:
                 label="Longest answer",
                 info="In tokens; about four letters each.",
             ),
-            gr.Number(
-                default.seed,
+            gr.Textbox(
+                "",
                 placeholder="random",
-                precision=0,
-                minimum=Sampling.SEED[0],
-                maximum=Sampling.SEED[1],
+                max_length=len(str(Sampling.SEED[1])),
                 label="Seed",
-                info="The same number gives the same answer; leave it empty for a new one each time.",
+                info="A number that makes an answer repeatable; empty is a new one each time.",
             ),
         ]
 

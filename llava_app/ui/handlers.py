@@ -33,6 +33,7 @@ HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab ar
 REDRAW = 0.025  # s: pieces that come within it are shown together
 
 Update = tuple[Any, Any, Any]  # the talk, the Chatbot's messages, the box
+Setting = float | str | None  # temperature, top-p and longest answer are numbers, the seed is text
 UNCHANGED: Update = (gr.skip(), gr.skip(), gr.skip())
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Handlers:
         self.examples = examples
 
     def send(
-        self, message: dict[str, Any] | None, talk: Talk, model: str | None, *settings: float | None
+        self, message: dict[str, Any] | None, talk: Talk, model: str | None, *settings: Setting
     ) -> Iterator[Update]:
         """Ask what is in the box and stream the answer."""
         message = message or {}
@@ -58,9 +59,7 @@ class Handlers:
         box = {"text": question, "files": files}
         yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings)
 
-    def example(
-        self, chosen: gr.SelectData, talk: Talk, model: str | None, *settings: float | None
-    ) -> Iterator[Update]:
+    def example(self, chosen: gr.SelectData, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
         """Ask the example that was clicked."""
         if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(self.examples):
             yield UNCHANGED
@@ -69,7 +68,7 @@ class Handlers:
         box = {"text": question, "files": files}
         yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings)
 
-    def retry(self, talk: Talk, model: str | None, *settings: float | None) -> Iterator[Update]:
+    def retry(self, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
         """Answer the last question anew."""
         if not talk.conversation.turns:
             yield UNCHANGED
@@ -136,7 +135,7 @@ class Handlers:
         before: Talk,
         box: dict[str, Any] | None,
         model: str | None,
-        settings: Sequence[float | None],
+        settings: Sequence[Setting],
     ) -> Iterator[Update]:
         """Stream the answer to the talk that `ask` opens. When that fails: back to `before`, and the box filled."""
         try:
@@ -184,10 +183,13 @@ def _ask(talk: Talk, question: str, files: Sequence[str]) -> Talk:
     return talk.ask(question, tuple(open_image(file) for file in files))
 
 
-def _sampling(
-    temperature: float | None, top_p: float | None, max_new_tokens: float | None, seed: float | None
-) -> Sampling:
-    return Sampling.clamped(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
+def _sampling(temperature: Any, top_p: Any, max_new_tokens: Any, seed: Any) -> Sampling:
+    """The settings as the page sends them, moved into their bounds. Raises UserError when the seed is no number."""
+    if seed and not str(seed).strip().isdecimal():
+        raise UserError(f"The seed “{seed}” is not a whole number. Type digits only, or leave it empty.")
+    return Sampling.clamped(
+        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=int(seed) if seed else None
+    )
 
 
 def _busy(*, emptied: bool) -> Any:

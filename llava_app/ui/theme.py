@@ -102,6 +102,7 @@ class Lava(gr.themes.Base):
             block_radius="*radius_lg",
             input_background_fill="*background_fill_primary",
             input_background_fill_dark="*background_fill_primary",
+            input_border_width="1px",
             input_border_color="*neutral_300",
             input_border_color_dark="*neutral_700",
             input_border_color_focus="*primary_500",

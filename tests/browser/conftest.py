@@ -1,0 +1,163 @@
+"""The real app in a process of its own, and a real Chromium that visits it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Playwright,
+    Request,
+    expect,
+    sync_playwright,
+)
+
+from llava_app.checkpoints import DEMO
+from tests.browser.endless import write_endless_model
+from tests.fixtures_model import write_tiny_model
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 90  # s, for a machine that is busy with other things
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    expect.set_options(timeout=PATIENCE * 1000)
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    """Chromium; without one the tests are skipped, but fail where CI=true."""
+    bundled = playwright.chromium.executable_path
+    path = next(filter(None, map(shutil.which, NAMES)), bundled if Path(bundled).exists() else None)
+    if path is None:
+        reason = f"no Chromium on the PATH (looked for {', '.join(NAMES)}); install one, or run: playwright install"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of trained models with one in it that never comes to an end."""
+    runs = tmp_path_factory.mktemp("runs")
+    write_endless_model(runs / "endless")
+    return runs
+
+
+@pytest.fixture(scope="session")
+def address(browser: Browser, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the app answers; started with the built-in model, or with a tiny one while there is none."""
+    model = DEMO / "memeworld"
+    if not model.is_dir():
+        model = tmp_path_factory.mktemp("models") / "tiny"
+        write_tiny_model(model)
+        text = (
+            (model / "config.json")
+            .read_text()
+            .replace('"max_position_embeddings": 512', '"max_position_embeddings": 4096')
+        )
+        (model / "config.json").write_text(text)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "app.log"
+    command = [sys.executable, "app.py", "--port", str(port), "--runs", str(runs), "--model", str(model)]
+    with log.open("wb") as output:
+        app = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        _wait_for(address, app, log)
+        yield address
+    finally:
+        app.kill()
+        app.wait()
+
+
+def _wait_for(address: str, app: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and app.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"the app did not answer at {address}:\n{log.read_text(encoding='utf-8')}")
+
+
+class Visit:
+    """One visitor: fresh tabs, and a record of what must not happen in them."""
+
+    def __init__(self, context: BrowserContext, address: str) -> None:
+        self.context = context
+        self.address = address
+        self.complaints: list[str] = []
+        context.set_default_timeout(PATIENCE * 1000)
+        context.on("request", self._watch_request)
+        context.on("console", self._watch_console)
+        context.on("weberror", lambda error: self.complaints.append(f"script error: {error.error}"))
+
+    def tab(self) -> Page:
+        """The page in a new tab, its model loaded."""
+        page = self.context.new_page()
+        page.goto(self.address)
+        page.locator("#status .ready").wait_for()
+        return page
+
+    def _watch_request(self, request: Request) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.complaints.append(f"request to elsewhere: {request.url}")
+
+    def _watch_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.complaints.append(f"console: {message.text}")
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator[Visit]:
+    """A visitor with a desktop window. Afterwards: nothing was fetched from elsewhere and no error was logged."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    visit = Visit(context, address)
+    yield visit
+    context.close()
+    assert not visit.complaints, "\n".join(visit.complaints)
+
+
+@pytest.fixture
+def phone(browser: Browser, address: str) -> Iterator[Visit]:
+    """A visitor with a phone, held upright."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    visit = Visit(context, address)
+    yield visit
+    context.close()
+    assert not visit.complaints, "\n".join(visit.complaints)
