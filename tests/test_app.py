@@ -1,7 +1,16 @@
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 import app
 from llava_app.loading import PRECISIONS
+from tests.serving import PATIENCE, ROOT, serving
 
 
 def test_the_page_is_for_this_machine_only_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +39,55 @@ def test_a_model_that_does_not_exist_is_refused_before_anything_opens(monkeypatc
     monkeypatch.setattr("sys.argv", ["app.py", "--model", "no-such-model"])
     with pytest.raises(SystemExit, match="There is no model “no-such-model”"):
         app.main()
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("app") / "app.log"
+
+
+@pytest.fixture(scope="module")
+def address(log: Path) -> Iterator[str]:
+    with serving("--runs", str(log.parent), log=log) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def config(address: str) -> dict[str, Any]:
+    """What the page is made of: its components, and its events with the components they read and write."""
+    with urllib.request.urlopen(address + "config") as answer:
+        return json.load(answer)
+
+
+def conversation(config: dict[str, Any]) -> dict[str, Any]:
+    return next(component for component in config["components"] if component["type"] == "chatbot")
+
+
+def test_the_address_is_printed(address: str, log: Path) -> None:
+    assert f"The page is at {address}" in log.read_text(encoding="utf-8")
+
+
+def test_a_port_that_is_taken_is_named(address: str, log: Path) -> None:
+    port = address.rstrip("/").rpartition(":")[2]
+    command = [sys.executable, "app.py", "--runs", str(log.parent), "--port", port]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=PATIENCE)
+    assert told.returncode == 1
+    assert told.stderr == f"app.py: The page cannot open port {port} on 127.0.0.1. Choose another one with --port.\n"
+
+
+def test_no_event_believes_the_conversation_that_the_browser_shows(config: dict[str, Any]) -> None:
+    window = conversation(config)["id"]
+    assert any(window in event["outputs"] for event in config["dependencies"])
+    assert all(window not in event["inputs"] for event in config["dependencies"])
+
+
+def test_the_conversation_drops_foreign_tags_and_cleans_its_html(config: dict[str, Any]) -> None:
+    props = conversation(config)["props"]
+    assert (props["allow_tags"], props["sanitize_html"]) == (False, True)
+
+
+def test_the_page_offers_no_interface_to_programs_and_shows_no_faults(config: dict[str, Any]) -> None:
+    assert {event["api_visibility"] for event in config["dependencies"]} == {"private"}
+    assert not config["show_error"]
+    assert not config["analytics_enabled"]
+    assert config["footer_links"] == []

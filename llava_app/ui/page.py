@@ -5,6 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 from llava_app.checkpoints import Card, find
+from llava_app.errors import UserError
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
@@ -20,16 +21,43 @@ UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one t
 def build(models: Models) -> gr.Blocks:
     """The page on the models of this process."""
     handlers = Handlers(models, read_examples())
+    mark = MARK.read_text(encoding="utf-8")
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
-            gr.HTML(f"{MARK.read_text()}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
+            gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
             model = model_list(handlers)
         chat(handlers, page, model)
     return page
 
 
+def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
+    """Answer at `host` and `port` from now on. Raises UserError when the port is taken."""
+    page.queue(max_size=256)
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            theme=Lava(),
+            css_paths=STYLE,
+            js=SCRIPT.read_text(encoding="utf-8"),
+            head=HEAD,
+            favicon_path=MARK,
+            allowed_paths=[str(EXAMPLES)],
+            max_file_size=UPLOAD_LIMIT,
+            state_session_capacity=500,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            show_error=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UserError(f"The page cannot open port {port} on {host}. Choose another one with --port.") from error
+
+
 def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int) -> None:
-    """Serve the page until it is interrupted. Raises ModelError when there is no `model` of that name."""
+    """Serve the page until it is interrupted. Raises UserError: no such `model`, or a port that is taken."""
     chosen = find(model, runs) if model else None
 
     def choose() -> tuple[Card, str]:
@@ -37,24 +65,7 @@ def open_page(model: str | None, *, precision: str, runs: Path, host: str, port:
 
     models = Models(lambda card: load_locally(card, precision), choose, runs=runs)
     page = build(models)
-    page.queue(max_size=256)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        theme=Lava(),
-        css_paths=STYLE,
-        js=SCRIPT.read_text(),
-        head=HEAD,
-        favicon_path=MARK,
-        allowed_paths=[str(EXAMPLES)],
-        max_file_size=UPLOAD_LIMIT,
-        state_session_capacity=500,
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    _serve(page, host=host, port=port)
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
     models.start()  # only now: importing torch would hold the page up for seconds
     page.block_thread()

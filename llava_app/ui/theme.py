@@ -109,7 +109,7 @@ class Lava(gr.themes.Base):
             input_border_color_focus_dark="*primary_500",
             input_radius="*radius_md",
             input_placeholder_color="*neutral_500",
-            input_placeholder_color_dark="*neutral_500",
+            input_placeholder_color_dark="*neutral_400",
             slider_color="*primary_500",
             link_text_color="*primary_600",
             link_text_color_dark="*primary_300",

@@ -2,11 +2,6 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +20,8 @@ from playwright.sync_api import (
 from llava_app.checkpoints import DEMO
 from tests.browser.endless import write_endless_model
 from tests.fixtures_model import write_tiny_model
+from tests.serving import PATIENCE, serving
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
     "--no-sandbox",
@@ -37,7 +32,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 90  # s, for a machine that is busy with other things
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -88,31 +82,9 @@ def address(browser: Browser, runs: Path, tmp_path_factory: pytest.TempPathFacto
             .replace('"max_position_embeddings": 512', '"max_position_embeddings": 4096')
         )
         (model / "config.json").write_text(text)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "app.log"
-    command = [sys.executable, "app.py", "--port", str(port), "--runs", str(runs), "--model", str(model)]
-    with log.open("wb") as output:
-        app = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        _wait_for(address, app, log)
+    with serving("--runs", str(runs), "--model", str(model), log=log) as address:
         yield address
-    finally:
-        app.kill()
-        app.wait()
-
-
-def _wait_for(address: str, app: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and app.poll() is None:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"the app did not answer at {address}:\n{log.read_text(encoding='utf-8')}")
 
 
 class Visit:

@@ -30,6 +30,11 @@ PASTE = """([data]) => {
     document.body.dispatchEvent(new ClipboardEvent("paste", paste));
 }"""
 
+FETCH = """() => new Promise((resolve) => {
+    document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+    new Image().src = "http://far.away.example/spy.png";
+})"""
+
 
 def png(colour: str, size: tuple[int, int] = (120, 90)) -> bytes:
     file = io.BytesIO()
@@ -236,6 +241,12 @@ def test_what_is_typed_is_shown_as_text_and_fetches_nothing(visit: Visit) -> Non
     finished(page, 1)
     assert questions(page).first.inner_text().strip() == typed
     assert page.locator("#conversation img").count() == 0
+
+
+def test_even_a_picture_that_got_onto_the_page_is_not_fetched_from_elsewhere(visit: Visit) -> None:
+    page = visit.tab()
+    assert page.evaluate(FETCH) == "img-src"
+    visit.complaints.clear()  # of the attempt
 
 
 def test_a_phone_never_scrolls_sideways(phone: Visit) -> None:

@@ -1,0 +1,44 @@
+"""The real app in a process of its own."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 90  # s, for a machine that is busy with other things
+
+
+@contextmanager
+def serving(*flags: str, log: Path) -> Iterator[str]:
+    """Start app.py on a free port with `flags`, its output in `log`; gives the address once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with log.open("wb") as output:
+        command = [sys.executable, "app.py", "--port", str(port), *flags]
+        app = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        _wait_for(address, app, log)
+        yield address
+    finally:
+        app.kill()
+        app.wait()
+
+
+def _wait_for(address: str, app: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and app.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"the app did not answer at {address}:\n{log.read_text(encoding='utf-8')}")
