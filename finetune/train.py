@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from finetune import checkpoint
 from finetune.checkpoint import Run
@@ -100,6 +100,7 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     loaded = load(base, "float32")
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
+    loaded.model.generation_config.eos_token_id = end_tokens(tokenizer, recipe.template)
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
     learning = apply_stage(loaded.model, recipe.stage)
     source = Path(loaded.model.name_or_path)
@@ -120,6 +121,12 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     accelerator.wait_for_everyone()
     accelerator.print(f"{folder} is finished and in the page's model list.")
     return card
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """The tokens that end an answer in a template: the end token and, where captions are lines, the newline."""
+    ends = ["\n"] if template == "plain" else []
+    return [tokenizer.eos_token_id, *(tokenizer.encode(end, add_special_tokens=False)[-1] for end in ends)]
 
 
 def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:

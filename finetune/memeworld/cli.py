@@ -17,11 +17,11 @@ class Plan:
     folder: Path = Path("data/memeworld")
     eyes_pictures: int = 40_000
     eyes_steps: int = 2_800
-    text_steps: int = 3_300
+    text_steps: int = 4_300
     pictures: int = 50_000
     texts: int = 8_000
-    align_steps: int = 600
-    instruct_steps: int = 3_000
+    align_steps: int = 300
+    instruct_steps: int = 1_400
     processes: int = 2
 
 
@@ -85,6 +85,16 @@ def _ship(plan: Plan) -> None:
     ship(Path("runs") / f"{plan.folder.name}-instruct", DEMO / TUNED)
 
 
+def _show(plan: Plan) -> None:
+    from finetune.memeworld.showcase import write_examples, write_sheet
+    from llava_app.checkpoints import built_in
+    from llava_app.engine.local import LocalEngine
+    from llava_app.loading import load
+
+    write_examples(Path("examples"))
+    write_sheet(LocalEngine(load(built_in())), Path("examples/memeworld-sheet.png"))
+
+
 def _stage(stage: str, plan: Plan, *, base: Path, name: str, steps: int) -> None:
     started = (Path("runs") / name / "run.yaml").exists()
     options = (
@@ -106,4 +116,4 @@ STEPS: dict[str, Callable[[Plan], None]] = {
     "align": _align,
     "instruct": _instruct,
 }
-ON_REQUEST: dict[str, Callable[[Plan], None]] = {"ship": _ship}  # replaces what the app ships, so never part of "all"
+ON_REQUEST: dict[str, Callable[[Plan], None]] = {"ship": _ship, "show": _show}  # replace what lies in the repository

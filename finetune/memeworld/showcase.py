@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from itertools import count, islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -38,10 +39,10 @@ def meme(index: int, split: str = "heldout") -> Image.Image:
     return draw(make_scene(split, index), index, 2 * SIDE).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def write_sheet(engine: Engine, path: Path, indices: range, columns: int = 4) -> None:
-    """The memes with these numbers in "heldout" that have a caption, each above the model's own answer, unselected."""
+def write_sheet(engine: Engine, path: Path, *, memes: int = 12, columns: int = 4) -> None:
+    """The first memes of "heldout" that have a caption, each above the model's own answer: nothing is selected."""
     cell, text_height, margin = 300, 88, 16
-    captioned = [index for index in indices if make_scene("heldout", index).claim]
+    captioned = list(islice((index for index in count() if make_scene("heldout", index).claim), memes))
     rows = -(-len(captioned) // columns)
     sheet = Image.new(
         "RGB", (columns * (cell + margin) + margin, rows * (cell + text_height + margin) + margin), "white"

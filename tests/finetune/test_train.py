@@ -151,6 +151,10 @@ def test_both_stages_run_and_their_models_are_listed(base: Path, data: Path, fol
     assert main([*command("instruct", folder / "runs" / "first", data, "epochs=2"), "--name", "second"]) == 0
     first, second = find("first"), find("second")
     assert (first.stage, first.template, first.trained) == ("align", "plain", ("projector",))
+    captioner, tokenizer = load(first, "float32").model, load(first, "float32").processor.tokenizer
+    newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
+    assert captioner.generation_config.eos_token_id == [tokenizer.eos_token_id, newline]
+    assert load(second, "float32").model.generation_config.eos_token_id == [tokenizer.eos_token_id]
     assert (second.stage, second.template, second.base) == ("instruct", "vicuna_v1", "first")
     assert second.trained == ("projector", "language_model")
     assert second.base_revision == hashlib.sha256((folder / "runs/first/card.json").read_bytes()).hexdigest()
