@@ -79,7 +79,7 @@ def read_card(folder: Path) -> Card:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{path.parent.name} holds no {CARD_NAME}, so it is no finished model. Choose one that training has completed."
+            f"{path.parent.name} holds no {CARD_NAME}, so it is no finished model. Choose one that is."
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(
