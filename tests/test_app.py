@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,11 @@ def conversation(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_address_is_printed(address: str, log: Path) -> None:
-    assert f"The page is at {address}" in log.read_text(encoding="utf-8")
+    line = f"The page is at {address}"
+    deadline = time.monotonic() + 60  # the server answers a moment before it says where
+    while line not in log.read_text(encoding="utf-8") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert line in log.read_text(encoding="utf-8")
 
 
 def test_a_port_that_is_taken_is_named(address: str, log: Path) -> None:
