@@ -114,11 +114,14 @@ def _connect_chat(
         window.example_select(handlers.example, inputs, outputs, **EVENT),
         window.retry(handlers.retry, inputs, outputs, **EVENT),
     ]
-    for answer in answers:
-        answer.then(handlers.settle, talk, [window, box], **EVENT)
     box.stop(None, cancels=answers, **EVENT)
-    window.undo(handlers.undo, talk, outputs, cancels=answers, **EVENT)
-    clear.click(handlers.clear, None, outputs, cancels=answers, **EVENT)
+    one_by_one = EVENT | {"concurrency_limit": 1, "trigger_mode": "multiple"}  # every click counts, in its turn
+    ends = [
+        window.undo(handlers.undo, talk, outputs, cancels=answers, **one_by_one),
+        clear.click(handlers.clear, None, outputs, cancels=answers, **EVENT),
+    ]
+    for event in [*answers, *ends]:
+        event.then(handlers.settle, talk, [window, box], **EVENT)
 
 
 def _connect_models(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, line: gr.HTML) -> None:

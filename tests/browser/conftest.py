@@ -17,9 +17,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-from llava_app.checkpoints import DEMO
 from tests.browser.endless import write_endless_model
-from tests.fixtures_model import write_tiny_model
 from tests.serving import PATIENCE, serving
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -32,13 +30,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +45,9 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
     bundled = playwright.chromium.executable_path
     path = next(filter(None, map(shutil.which, NAMES)), bundled if Path(bundled).exists() else None)
     if path is None:
-        reason = f"no Chromium on the PATH (looked for {', '.join(NAMES)}); install one, or run: playwright install"
+        reason = (
+            f"no Chromium on the PATH (looked for {', '.join(NAMES)}); install one, or run: playwright install chromium"
+        )
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
     yield browser
@@ -71,19 +64,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(browser: Browser, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the app answers; started with the built-in model, or with a tiny one while there is none."""
-    model = DEMO / "memeworld"
-    if not model.is_dir():
-        model = tmp_path_factory.mktemp("models") / "tiny"
-        write_tiny_model(model)
-        text = (
-            (model / "config.json")
-            .read_text()
-            .replace('"max_position_embeddings": 512', '"max_position_embeddings": 4096')
-        )
-        (model / "config.json").write_text(text)
+    """Where the app answers, started with the built-in model."""
     log = tmp_path_factory.mktemp("log") / "app.log"
-    with serving("--runs", str(runs), "--model", str(model), log=log) as address:
+    with serving("--runs", str(runs), "--model", "memeworld", log=log) as address:
         yield address
 
 

@@ -13,6 +13,8 @@ from llava_app.checkpoints import write_card
 from tests.browser.conftest import Visit
 from tests.fixtures_model import write_tiny_model
 
+pytestmark = pytest.mark.browser
+
 DROP = """([selector, name, type, data]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
     const dataTransfer = new DataTransfer();
@@ -141,7 +143,9 @@ def test_retry_undo_and_clear(visit: Visit) -> None:
     attach(page, ("meme.png", png("orange")))
     ask(page, "First?")
     ask(page, "Second?")
+    answers(page).last.locator(".foot").evaluate("foot => { foot.textContent = 'the old answer'; }")
     page.get_by_role("button", name="Retry").click()
+    expect(answers(page).last).not_to_contain_text("the old answer")
     finished(page, 2)
     page.get_by_role("button", name="Undo").click()
     expect(answers(page)).to_have_count(1)
