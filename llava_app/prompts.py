@@ -31,7 +31,9 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Rendered:
+class Rendered:
+    """A prompt as text."""
+
     text: str
     answers: list[tuple[int, int]]  # where in the text answers and their end tokens stand, [begin, end)
 
@@ -48,14 +50,14 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
     return _messages(conversation, spell=str)
 
 
-def render(conversation: Conversation, template: str, *, open_answer: bool) -> str:
-    """The prompt as text: `<image>` for every picture, Llama's `</s>` as the end token, no begin token.
+def render(conversation: Conversation, template: str, *, open_answer: bool) -> Rendered:
+    """The prompt: `<image>` for every picture, Llama's `</s>` as the end token, no begin token.
 
     `template` is Jinja text. With `open_answer` the last turn is open and the prompt ends where its answer starts;
     without, every turn is answered. ValueError when the conversation is not so.
     """
     _check_turns(conversation, open_answer)
-    return _render(messages(conversation), template, open_answer=open_answer, special={"eos_token": "</s>"}).text
+    return _render(messages(conversation), template, open_answer=open_answer, special={"eos_token": "</s>"})
 
 
 def encode(conversation: Conversation, processor: ProcessorMixin, *, open_answer: bool) -> Encoded:
@@ -105,7 +107,7 @@ def _messages(conversation: Conversation, *, spell: Callable[[str], str]) -> lis
 
 def _render(
     written: list[dict[str, Any]], template: str, *, open_answer: bool, special: Mapping[str, str]
-) -> _Rendered:
+) -> Rendered:
     with _rendering:
         texts, answers = render_jinja_template(
             [written],
@@ -114,7 +116,7 @@ def _render(
             add_generation_prompt=open_answer,
             **special,
         )
-    return _Rendered(texts[0], answers[0])
+    return Rendered(texts[0], answers[0])
 
 
 def _token_starts(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -134,7 +136,7 @@ def _unused_character(conversation: Conversation) -> str:
 
 
 def _tokenise(
-    rendered: _Rendered, tokenizer: PreTrainedTokenizerBase, *, mark: str
+    rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, mark: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (S,) and the mask of the answers (S,), without the tokens of `mark`, which only keeps typed tokens apart."""
     begun = tokenizer.bos_token is not None and rendered.text.startswith(tokenizer.bos_token)

@@ -153,12 +153,12 @@ class TestTokens:
     def test_the_tokens_spell_the_rendered_text(self, processor: LlavaProcessor, conversation: Conversation) -> None:
         bare = _finished([(turn.question, 0, turn.answer or "") for turn in conversation.turns], conversation.system)
         encoded = encode(bare, processor, open_answer=False)
-        assert processor.tokenizer.decode(encoded.input_ids) == "<s>" + render(bare, VICUNA, open_answer=False)
+        assert processor.tokenizer.decode(encoded.input_ids) == "<s>" + render(bare, VICUNA, open_answer=False).text
 
     def test_typed_tokens_are_spelled_by_vicunas_kind_of_tokenizer_too(self, llama_processor: LlavaProcessor) -> None:
         conversation = Conversation().ask("a</s>USER: <image> b").answer("<pad>")
         ids = encode(conversation, llama_processor, open_answer=False).input_ids
-        assert llama_processor.tokenizer.decode(ids) == "<s>" + render(conversation, VICUNA, open_answer=False)
+        assert llama_processor.tokenizer.decode(ids) == "<s>" + render(conversation, VICUNA, open_answer=False).text
 
     def test_half_a_surrogate_pair_becomes_the_replacement_character(self, processor: LlavaProcessor) -> None:
         ids = encode(Conversation().ask("a\ud83db"), processor, open_answer=True).input_ids

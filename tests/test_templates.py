@@ -23,27 +23,27 @@ JOKE = Conversation().ask("What is funny?", [PICTURE]).answer("A joke.")
 
 
 def test_vicuna_v1_is_the_string_that_llava_was_trained_on() -> None:
-    assert render(JOKE.ask("Why?"), VICUNA, open_answer=True) == (
+    assert render(JOKE.ask("Why?"), VICUNA, open_answer=True).text == (
         f"{SYSTEM} USER: <image>\nWhat is funny? ASSISTANT: A joke.</s>USER: Why? ASSISTANT:"
     )
 
 
 def test_a_finished_conversation_ends_with_the_end_token() -> None:
-    assert render(JOKE, VICUNA, open_answer=False).endswith("USER: <image>\nWhat is funny? ASSISTANT: A joke.</s>")
+    assert render(JOKE, VICUNA, open_answer=False).text.endswith("USER: <image>\nWhat is funny? ASSISTANT: A joke.</s>")
 
 
 def test_a_picture_without_text() -> None:
     conversation = Conversation().ask("", [PICTURE])
-    assert render(conversation, VICUNA, open_answer=True) == f"{SYSTEM} USER: <image>\n ASSISTANT:"
+    assert render(conversation, VICUNA, open_answer=True).text == f"{SYSTEM} USER: <image>\n ASSISTANT:"
 
 
 def test_text_without_a_picture() -> None:
-    assert render(Conversation().ask("Hi"), VICUNA, open_answer=True) == f"{SYSTEM} USER: Hi ASSISTANT:"
+    assert render(Conversation().ask("Hi"), VICUNA, open_answer=True).text == f"{SYSTEM} USER: Hi ASSISTANT:"
 
 
 def test_several_pictures_in_one_turn_and_one_in_a_later_turn() -> None:
     conversation = Conversation().ask("Compare", [PICTURE] * 2).answer("Same").ask("And this?", [PICTURE])
-    assert render(conversation, VICUNA, open_answer=True) == (
+    assert render(conversation, VICUNA, open_answer=True).text == (
         f"{SYSTEM} USER: <image>\n<image>\nCompare ASSISTANT: Same</s>USER: <image>\nAnd this? ASSISTANT:"
     )
 
@@ -51,18 +51,18 @@ def test_several_pictures_in_one_turn_and_one_in_a_later_turn() -> None:
 @pytest.mark.parametrize(("system", "begin"), [("Be brief.", "Be brief. USER: Hi"), ("", "USER: Hi")])
 def test_a_system_prompt_of_ones_own_replaces_the_default(system: str, begin: str) -> None:
     conversation = replace(Conversation().ask("Hi"), system=system)
-    assert render(conversation, VICUNA, open_answer=True) == f"{begin} ASSISTANT:"
+    assert render(conversation, VICUNA, open_answer=True).text == f"{begin} ASSISTANT:"
 
 
 def test_plain_is_picture_caption_and_newline() -> None:
-    assert render(JOKE, PLAIN, open_answer=False) == "<image>A joke.\n"
-    assert render(JOKE.retry(), PLAIN, open_answer=True) == "<image>"
+    assert render(JOKE, PLAIN, open_answer=False).text == "<image>A joke.\n"
+    assert render(JOKE.retry(), PLAIN, open_answer=True).text == "<image>"
 
 
 def test_white_space_and_braces_are_kept_as_typed() -> None:
     conversation = Conversation().ask("  {{ 1 + 1 }} {% raw %}\n").answer("\n {# x #} ")
     expected = f"{SYSTEM} USER:   {{{{ 1 + 1 }}}} {{% raw %}}\n ASSISTANT: \n {{# x #}} </s>"
-    assert render(conversation, VICUNA, open_answer=False) == expected
+    assert render(conversation, VICUNA, open_answer=False).text == expected
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

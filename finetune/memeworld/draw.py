@@ -15,7 +15,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from finetune.memeworld import world
 from finetune.memeworld.shapes import SHAPES, Point
-from finetune.memeworld.world import BACKGROUNDS, COLOURS, KINDS, SIZES, Scene, Thing
+from finetune.memeworld.world import BACKGROUNDS, COLOURS, KINDS, PLACES, SIZES, Scene, Thing
 
 RGB = tuple[int, int, int]
 
@@ -54,6 +54,7 @@ class PatchLabels:
     kind: np.ndarray  # (64,) uint8, of KINDS
     colour: np.ndarray  # (64,) uint8, of COLOURS
     size: np.ndarray  # (64,) uint8, of SIZES
+    place: np.ndarray  # (64,) uint8, of PLACES
     word: np.ndarray  # (64,) uint8, of WORDS
     background: np.ndarray  # (64,) uint8, of BACKGROUNDS, never 0
 
@@ -101,6 +102,7 @@ def label(scene: Scene, seed: int) -> PatchLabels:
         kind=of_owner([1 + KINDS.index(thing.kind) for thing in scene.things]),
         colour=of_owner([1 + COLOURS.index(thing.colour) for thing in scene.things]),
         size=of_owner([1 + SIZES.index(thing.size) for thing in scene.things]),
+        place=of_owner([1 + PLACES.index(thing.place) for thing in scene.things]),
         word=word.reshape(-1),
         background=np.full(GRID * GRID, 1 + BACKGROUNDS.index(scene.background), np.uint8),
     )

@@ -28,7 +28,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from finetune.memeworld import draw, talk
 from finetune.memeworld.corpus import CAPTION_LENGTH, DIALOGUE_LENGTH, caption_rows, dialogue_rows
-from finetune.memeworld.world import BACKGROUNDS, COLOURS, KINDS, SIZES, make_scene
+from finetune.memeworld.world import BACKGROUNDS, COLOURS, KINDS, PLACES, SIZES, make_scene
 
 PICTURE_SIDE = 112
 EYES = CLIPVisionConfig(
@@ -118,13 +118,13 @@ class Gallery:
     """Drawn pictures with the labels of their patches and the words of their descriptions."""
 
     pixels: np.ndarray  # (N, 112, 112, 3) uint8
-    labels: np.ndarray  # (N, 5, 64) uint8, in the order of PATCH_HEADS
+    labels: np.ndarray  # (N, 6, 64) uint8, in the order of PATCH_HEADS
     words: np.ndarray  # (N, 32) int64 word numbers of the description, 0 where it is shorter
     in_colour: np.ndarray  # (N,) bool; false where the things are repainted
 
 
 PATCH_HEADS = {
-    "kind": len(KINDS), "colour": len(COLOURS), "size": len(SIZES), "word": len(draw.WORDS),
+    "kind": len(KINDS), "colour": len(COLOURS), "size": len(SIZES), "place": len(PLACES), "word": len(draw.WORDS),
     "background": len(BACKGROUNDS),
 }  # fmt: skip
 LEXICON = sorted({*draw.WORDS, *(word.upper() for word in (*BACKGROUNDS, *talk.PLACE, *COLOURS, *KINDS, *SIZES))})
@@ -169,7 +169,7 @@ class Looking(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, pixels: Tensor, labels: Tensor, words: Tensor, in_colour: Tensor) -> Tensor:
-        """`pixels` (B, 3, 112, 112); `labels` (B, 5, 64); `words` (B, 32); `in_colour` (B,) bool.
+        """`pixels` (B, 3, 112, 112); `labels` (B, 6, 64); `words` (B, 32); `in_colour` (B,) bool.
 
         A picture in nameable colours teaches colours; a grey or repainted one teaches kinds of things. No picture
         teaches both, so that the eyes cannot learn which kinds never come in which colour.
@@ -221,43 +221,56 @@ def pretrain_eyes(folder: Path, schedule: Schedule, *, pictures: int, processes:
 
 
 def _pretrain(folder: Path, module: nn.Module, batch: Callable[[int], tuple[Tensor, ...]], schedule: Schedule) -> None:
-    """AdamW with a warmed-up cosine in bf16 autocast; one JSON line a step; state saved every `save_every` steps.
+    """Muon and AdamW with a warmed-up cosine in bf16 autocast; a JSON line a step; state saved every `save_every` steps.
 
     `batch(step)` depends on the step alone, so that a resumed run sees what the interrupted one would have seen.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
-    optimizer = torch.optim.AdamW(
-        module.parameters(), betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True
-    )
+    optimizers = _optimizers(module, schedule)
     state_file = folder / "state.pt"
     first = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)
         module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         first = state["step"]
     compiles = schedule.steps > WORTH_COMPILING and (device.type == "cuda" or shutil.which("g++"))
     compiled = torch.compile(module, dynamic=False) if compiles else module
     started = time.monotonic()
     with (folder / "log.jsonl").open("a") as log:
         for step in tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.learning_rate * _warm_cosine(step, schedule.steps)
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = schedule.learning_rate * _warm_cosine(step, schedule.steps)
             with torch.autocast(device.type, torch.bfloat16):
                 loss = compiled(*(tensor.to(device) for tensor in batch(step)))
             if not torch.isfinite(loss):
                 raise ArithmeticError(f"the loss is {loss.item()} at step {step}")
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             seconds = time.monotonic() - started
             log.write(json.dumps({"step": step, "loss": round(loss.item(), 4), "seconds": round(seconds, 1)}) + "\n")
             log.flush()
             if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
-                _save_state(state_file, module, optimizer, step + 1)
+                _save_state(state_file, module, optimizers, step + 1)
+
+
+def _optimizers(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of the layers, at AdamW's learning rate (Liu et al. 2025, equation 4);
+    AdamW for the rest: embeddings, norms, biases, heads."""
+    matrices, others = [], []
+    for name, parameter in module.named_parameters():
+        (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
+    decay = schedule.weight_decay
+    return [
+        torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=decay, fused=True),
+    ]
 
 
 def _warm_cosine(step: int, steps: int) -> float:
@@ -267,7 +280,8 @@ def _warm_cosine(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _save_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save_state(path: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     partial = path.with_suffix(".partial")
-    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
+    saved = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"module": module.state_dict(), "optimizers": saved, "step": step}, partial)
     partial.replace(path)
