@@ -23,9 +23,10 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 
 from llava_app.checkpoints import HUB_PRESETS, Card, built_in
 from llava_app.errors import ModelError
+from llava_app.memory import Plan, free_bytes, make_plan, need
 from llava_app.prompts import template_text
 
-PRECISIONS = ("auto", "4bit", "bfloat16", "float16", "float32")
+PRECISIONS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
 
 # What stays in 16 bit in a 4-bit model. The paths must be these: plain "vision_tower" is ignored by transformers,
 # and a list without "lm_head" quantises the head.
@@ -55,6 +56,7 @@ class Loaded:
     device: torch.device
     precision: str  # one of PRECISIONS, never "auto"
     why: str  # one sentence for the page: which precision on which device, and the reason
+    plan: Plan  # what the engine may keep in memory
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     device = _device()
     precision, why = _choose_precision(precision, folder, device=device)
     try:
+        wanted = need(_config(folder), precision, unquantised=UNQUANTISED)
+        plan = make_plan(wanted, free_bytes(device), name=card.name, precision=precision)
         model = _load_model(folder, device, precision=precision)
         processor = _load_processor(folder, card, config=model.config)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -91,7 +95,7 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     _check_image_tokens(model, processor, name=card.name)
     if model.generation_config.eos_token_id is None:
         raise ModelError(f"{card.name} has no eos_token_id in generation_config.json, so no answer would end. Add it.")
-    return Loaded(card, model, processor, device, precision, why)
+    return Loaded(card, model, processor, device, precision, why, plan)
 
 
 def default_card() -> tuple[Card, str]:
@@ -191,6 +195,8 @@ def _choose_precision(asked: str, folder: Path, *, device: torch.device) -> tupl
     """The precision to load in, and why, as one sentence."""
     if asked not in PRECISIONS:
         raise ModelError(f"There is no precision {asked}. Choose one of {', '.join(PRECISIONS)}.")
+    if asked == "8bit" and device.type != "cpu":
+        raise ModelError(f"8bit runs on CPUs only, and this machine has a {device.type.upper()} device. Choose 4bit.")
     if asked == "4bit" and device.type == "mps":
         raise ModelError("4bit runs on NVIDIA GPUs and CPUs, and this machine has an Apple GPU. Choose float16.")
     if asked != "auto":
@@ -203,7 +209,7 @@ def _choose_precision(asked: str, folder: Path, *, device: torch.device) -> tupl
         return "float16", "Runs in float16 on the Apple GPU, which has no 4 bit."
     # Both are stable names since torch 2.6; the public torch.cpu.get_capabilities is younger than our lower bound.
     if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
-        return "bfloat16", "Runs in bfloat16 on the CPU, which computes it natively."
+        return "8bit", "Runs on the CPU: reads in bfloat16, which it computes natively, and writes in 8 bit."
     return "float32", "Runs in float32 on the CPU, which has no native bfloat16."
 
 
@@ -219,11 +225,16 @@ def _quantisation(device: torch.device) -> BitsAndBytesConfig:
     )
 
 
-def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTrainedModel:
+def _config(folder: Path) -> LlavaConfig:
     if not (folder / "config.json").is_file():  # transformers would build 7 billion random weights by its defaults
         raise FileNotFoundError("its folder has no config.json")
+    return LlavaConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTrainedModel:
     quantisation = _quantisation(device) if precision == "4bit" else None
-    dtype = quantisation.bnb_4bit_compute_dtype if quantisation else getattr(torch, precision)
+    reading = "bfloat16" if precision == "8bit" else precision
+    dtype = quantisation.bnb_4bit_compute_dtype if quantisation else getattr(torch, reading)
     model, info = LlavaForConditionalGeneration.from_pretrained(
         folder,
         dtype=dtype,

@@ -1,7 +1,7 @@
 """The one renderer: a conversation → the text, the token ids, and the mask of the answers."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -28,6 +28,14 @@ class Encoded:
     input_ids: torch.Tensor  # (S,) int64; a picture is as many image tokens as the model makes features of it
     supervised: torch.Tensor  # (S,) bool; true on the answers and their end token
     pixel_values: torch.Tensor | None  # (I, 3, H, W) float32; None without pictures
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One picture as the vision tower takes it."""
+
+    pixel_values: torch.Tensor  # (3, H, W) float32
+    tokens: int  # how many image tokens its features take in a prompt
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,32 @@ def render(conversation: Conversation, template: str, *, open_answer: bool) -> R
 
 
 def encode(conversation: Conversation, processor: ProcessorMixin, *, open_answer: bool) -> Encoded:
-    """Render with the processor's chat template and tokenise; chat, training and evaluation all come through here.
+    """Render with the processor's chat template, tokenise, and prepare the pictures: what a training step takes.
 
-    The ids are those of `processor.apply_chat_template`, except that nothing typed becomes a special token: it is
-    tokenised as the text it is. `open_answer` and ValueError as in `render`.
+    `open_answer` and ValueError as in `render`.
+    """
+    prepared = [prepare(picture.image, processor) for picture in conversation.pictures]
+    lengths = [picture.tokens for picture in prepared]
+    ids, supervised = tokenise(conversation, processor, picture_tokens=lengths, open_answer=open_answer)
+    pixels = torch.stack([picture.pixel_values for picture in prepared]) if prepared else None
+    return Encoded(ids, supervised, pixels)
+
+
+def prepare(image: Image.Image, processor: ProcessorMixin) -> Prepared:
+    """A picture, scaled and padded or cropped as the processor says."""
+    seen = processor.image_processor([_bounded(image, processor)], return_tensors="pt")
+    tokens = processor.replace_image_token(seen, 0).count(processor.image_token)
+    return Prepared(seen["pixel_values"][0], tokens)
+
+
+def tokenise(
+    conversation: Conversation, processor: ProcessorMixin, *, picture_tokens: Sequence[int], open_answer: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (S,) int64 and the mask of the answers and their end tokens (S,) bool.
+
+    `picture_tokens`: how many image tokens each picture takes. The ids are those of `processor.apply_chat_template`,
+    except that nothing typed becomes a special token: it is tokenised as the text it is. `open_answer` and ValueError
+    as in `render`.
     """
     _check_turns(conversation, open_answer)
     tokenizer, mark = processor.tokenizer, _unused_character(conversation)
@@ -72,14 +102,10 @@ def encode(conversation: Conversation, processor: ProcessorMixin, *, open_answer
     typed = _messages(conversation, spell=lambda text: tokens.sub(lambda start: start[0] + mark, text))
     special = tokenizer.special_tokens_map
     rendered = _render(typed, processor.chat_template, open_answer=open_answer, special=special)
-    ids, supervised = _tokenise(rendered, tokenizer, mark=mark)
-    if not conversation.pictures:
-        return Encoded(ids, supervised, None)
-    pictures = [_bounded(picture.image, processor) for picture in conversation.pictures]
-    seen = processor.image_processor(pictures, return_tensors="pt")
+    ids, supervised = _tokens(rendered, tokenizer, mark=mark)
     repeats = torch.ones_like(ids)
-    repeats[ids == processor.image_token_id] = _image_tokens(seen, processor)
-    return Encoded(ids.repeat_interleave(repeats), supervised.repeat_interleave(repeats), seen["pixel_values"])
+    repeats[ids == processor.image_token_id] = torch.tensor(picture_tokens, dtype=torch.long)
+    return ids.repeat_interleave(repeats), supervised.repeat_interleave(repeats)
 
 
 def _check_turns(conversation: Conversation, open_answer: bool) -> None:
@@ -135,7 +161,7 @@ def _unused_character(conversation: Conversation) -> str:
     return next(char for char in map(chr, range(0xE000, 0x110000)) if not any(char in text for text in used))
 
 
-def _tokenise(
+def _tokens(
     rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, mark: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (S,) and the mask of the answers (S,), without the tokens of `mark`, which only keeps typed tokens apart."""
@@ -161,9 +187,3 @@ def _bounded(image: Image.Image, processor: ProcessorMixin) -> Image.Image:
         return image
     across, down = (max(0, side - LONGEST * short) // 2 for side in image.size)
     return image.crop((across, down, width - across, height - down))
-
-
-def _image_tokens(seen: Mapping[str, Any], processor: ProcessorMixin) -> torch.Tensor:
-    """How many image tokens each picture takes, (I,)."""
-    texts = [processor.replace_image_token(seen, index) for index in range(len(seen["pixel_values"]))]
-    return torch.tensor([text.count(processor.image_token) for text in texts])

@@ -13,6 +13,7 @@ from llava_app.conversation import Conversation
 class Sampling:
     """How the next token is chosen. Temperature 0 is greedy; a seed makes a sampled answer repeatable.
 
+    `top_k` 0 means every token; `repetition_penalty` 1 none; a text of `stop` ends the answer before it.
     Raises ValueError for a value outside its bounds; `clamped` moves it to the nearest bound instead.
     """
 
@@ -20,11 +21,16 @@ class Sampling:
     top_p: float = 0.95
     max_new_tokens: int = 512
     seed: int | None = None
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
 
     TEMPERATURE: ClassVar[tuple[float, float]] = (0.0, 2.0)
     TOP_P: ClassVar[tuple[float, float]] = (0.05, 1.0)
     MAX_NEW_TOKENS: ClassVar[tuple[int, int]] = (1, 2048)
     SEED: ClassVar[tuple[int, int]] = (0, 2**32 - 1)
+    TOP_K: ClassVar[tuple[int, int]] = (0, 1000)
+    REPETITION_PENALTY: ClassVar[tuple[float, float]] = (0.5, 2.0)
 
     def __post_init__(self) -> None:
         bounded = {
@@ -32,10 +38,14 @@ class Sampling:
             "top_p": (self.top_p, self.TOP_P),
             "max_new_tokens": (self.max_new_tokens, self.MAX_NEW_TOKENS),
             "seed": (self.SEED[0] if self.seed is None else self.seed, self.SEED),
+            "top_k": (self.top_k, self.TOP_K),
+            "repetition_penalty": (self.repetition_penalty, self.REPETITION_PENALTY),
         }
         for name, (value, (low, high)) in bounded.items():
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must lie between {low} and {high}.")
+        if not all(self.stop):
+            raise ValueError("stop holds an empty text, which would end every answer at once.")
 
     @classmethod
     def clamped(
@@ -70,11 +80,11 @@ class Piece:
     """
 
     text: str
-    finish: str | None = (
-        None  # on the last piece only: "stop" (end token) | "length" | "stopped" (engine closed) | "time"
-    )
+    # On the last piece only: "stop" (end token or stop text) | "length" | "stopped" (engine closed) | "time".
+    finish: str | None = None
     tokens: int = 0  # written so far, the end token included; 0 where the engine cannot count
     phase: str = "writing"  # what the engine is doing: "queued" | "reading" (the prompt) | "writing"
+    left_out: str | None = None  # on the first piece, what of the conversation the model could not be shown
 
 
 class Engine(Protocol):

@@ -1,4 +1,4 @@
-"""The engine that owns a model on this machine: one thread computes, everybody else only waits for pieces."""
+"""The engine that owns a model on this machine: one thread computes, for everybody at once."""
 
 import queue
 import threading
@@ -9,29 +9,59 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import torch
-from transformers import DynamicCache
+from torch import Tensor
 
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
-from llava_app.engine.stream import TextStream
-from llava_app.errors import BusyError, ContextError, ModelError
+from llava_app.engine.context import fit
+from llava_app.engine.decoder import Span, make_decoder
+from llava_app.engine.features import FeatureCache
+from llava_app.engine.sampling import choose
+from llava_app.engine.slots import Slots
+from llava_app.engine.stream import StopText, TextStream
+from llava_app.engine.watch import Meter, Snapshot
+from llava_app.errors import BusyError, ModelError
+from llava_app.images import Picture
 from llava_app.loading import SMALL_BYTES, Loaded
-from llava_app.prompts import encode
+from llava_app.memory import Plan
+from llava_app.prompts import Prepared, prepare, tokenise
 
 HEARTBEAT = 0.1  # seconds without news after which a waiting consumer gets an empty piece
 TIME_LIMIT = 300.0  # seconds that one answer may take once it is its turn
+CHUNK = 512  # tokens of prompts in one step while others wait for their next token
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture in a prompt: its image tokens are those from `start` to `end`."""
+
+    picture: Picture
+    start: int
+    end: int
 
 
 @dataclass(eq=False)
 class _Request:
     """A question on its way to the thread, and the pieces on their way back."""
 
-    conversation: Conversation
+    ids: list[int]  # the prompt
+    shown: list[_Shown]
     sampling: Sampling
+    prepared: dict[str, Prepared]  # by digest, the pictures whose features were not there when it was asked
+    asked: float = field(default_factory=time.monotonic)
     outbox: "queue.SimpleQueue[Piece | Exception]" = field(default_factory=queue.SimpleQueue)
     given_up: threading.Event = field(default_factory=threading.Event)  # set when nobody reads the answer any more
     phase: str = "queued"  # as in Piece
+
+    @property
+    def contents(self) -> list[int]:
+        """The prompt as `Slots` compares it: text by its ids, a picture by a negative number of its own."""
+        contents = list(self.ids)
+        for shown in self.shown:
+            number = -1 - int(shown.picture.digest[:15], 16)
+            contents[shown.start : shown.end] = [number] * (shown.end - shown.start)
+        return contents
 
     def take(self) -> Piece:
         """All that has arrived, as one piece; a heartbeat when nothing has for a while. Raises what the thread raised.
@@ -55,33 +85,40 @@ class _Request:
 
 @dataclass(eq=False)
 class _Answer:
-    """An answer being written. S tokens of prompt."""
+    """An answer being written into a row of the cache."""
 
     request: _Request
-    input_ids: torch.Tensor  # (1, S) int64
-    pixel_values: torch.Tensor | None  # (I, 3, H, W)
+    row: int
+    held: int  # tokens that the row holds
+    unread_SD: Tensor  # embeddings of what is to be read next: the rest of the prompt, or the last token
+    contents: list[int]  # of the whole prompt and of the tokens written, as `Slots` compares them
     room: int  # tokens it may have
     deadline: float  # on the monotonic clock
     generator: torch.Generator
     stream: TextStream
-    cache: DynamicCache
+    stop_text: StopText
     tokens: int = 0
     shown: bool = False  # whether any text was handed out
 
 
 class LocalEngine:
-    """Answers with a model on this machine, one conversation at a time, in the order in which they were asked."""
+    """Answers with a model on this machine: everybody's next tokens in one step, in as many rows as memory allows."""
 
-    def __init__(self, loaded: Loaded, *, time_limit: float = TIME_LIMIT) -> None:
+    def __init__(self, loaded: Loaded, *, plan: Plan | None = None, time_limit: float = TIME_LIMIT) -> None:
         self.card: Card = loaded.card
         self._model = loaded.model
         self._processor = loaded.processor
         self._device = loaded.device
         self._time_limit = time_limit
-        # Handing a small matrix to a second CPU thread costs more than multiplying it: a model of 5 million parameters
-        # decodes 494 tokens/s on one thread and 140 on two.
-        all_threads = _all_threads()
-        self._threads = 1 if self._model.get_memory_footprint() < SMALL_BYTES else all_threads
+        self._plan = plan or loaded.plan
+        rows, length, eight_bit = self._plan.rows, self._plan.length, loaded.precision == "8bit"
+        self._decoder = make_decoder(self._model, rows=rows, length=length, eight_bit=eight_bit)
+        self._slots = Slots(rows)
+        self._features = FeatureCache(self._plan.feature_bytes)
+        self._meter = Meter()
+        self._active: list[_Answer] = []
+        # Handing a small matrix to a second CPU thread costs more than multiplying it.
+        self._threads = 1 if self._model.get_memory_footprint() < SMALL_BYTES else _all_threads()
         end = loaded.model.generation_config.eos_token_id
         self._end_tokens = frozenset([end] if isinstance(end, int) else end)
         self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -93,13 +130,15 @@ class LocalEngine:
     def answer(self, conversation: Conversation, sampling: Sampling) -> Iterator[Piece]:
         """Stream the answer to the open last turn; see `Engine.answer`.
 
-        Raises ContextError when the conversation leaves no room for an answer, BusyError when the engine is closed
-        before its turn came, ModelError when the memory does not suffice.
+        Raises ContextError when the last question alone leaves no room for an answer, BusyError when the engine is
+        closed before its turn came, ModelError when the memory does not suffice.
         """
-        request = _Request(conversation, sampling)
+        request, left_out = self._compose(conversation, sampling)
         self._enqueue(request)
         try:
             finish = None
+            if left_out:
+                yield Piece("", phase=request.phase, left_out=left_out)
             while finish is None:
                 piece = request.take()
                 finish = piece.finish
@@ -115,130 +154,292 @@ class LocalEngine:
                 self._inbox.put(None)
         self._thread.join()
 
+    def snapshot(self) -> Snapshot:
+        """What the engine is doing now, for any thread."""
+        meter = self._meter
+        held = self._slots.tokens
+        return Snapshot(
+            queued=self._inbox.qsize(),
+            answering=len(self._active),
+            rows=self._plan.rows,
+            tokens_held=held,
+            tokens_read=meter.read,
+            tokens_reused=meter.reused,
+            tokens_written=meter.written,
+            pictures_seen=meter.seen,
+            pictures_reused=meter.recalled,
+            tokens_per_second=meter.rate,
+            seconds_to_first=meter.wait,
+            cache_bytes=held * self._plan.token_bytes + self._features.bytes,
+        )
+
+    # The asking thread
+
+    def _compose(self, conversation: Conversation, sampling: Sampling) -> tuple[_Request, str | None]:
+        """Turn the conversation into a prompt that fits, and say what of it had to be left out."""
+        if self._closed:
+            raise self._put_away()
+        prepared: dict[str, Prepared] = {}
+        lengths: dict[str, int] = {}
+        for picture in conversation.pictures:
+            features_SD = self._features.get(picture.digest)
+            if features_SD is None and picture.digest not in prepared:
+                prepared[picture.digest] = prepare(picture.image, self._processor)
+            lengths[picture.digest] = prepared[picture.digest].tokens if features_SD is None else len(features_SD)
+
+        def ids(of: Conversation) -> Tensor:
+            sizes = [lengths[picture.digest] for picture in of.pictures]
+            return tokenise(of, self._processor, picture_tokens=sizes, open_answer=of.is_open)[0]
+
+        limit = self._plan.length
+        room = min(sampling.max_new_tokens, limit // 4)
+        kept, left_out = fit(conversation, lambda of: len(ids(of)), limit=limit, room=room)
+        ids_S = ids(kept)
+        begins = (ids_S == self._processor.image_token_id).nonzero()[:, 0].tolist()
+        shown = []
+        for picture in kept.pictures:
+            start, length = begins[0], lengths[picture.digest]
+            shown.append(_Shown(picture, start, start + length))
+            begins = begins[length:]
+        return _Request(ids_S.tolist(), shown, sampling, prepared), left_out
+
     def _enqueue(self, request: _Request) -> None:
         with self._closing:
             if self._closed:
-                raise BusyError(f"{self.card.name} has been put away for another model. Send the question again.")
+                raise self._put_away()
             self._inbox.put(request)
 
-    def _work(self) -> None:
-        """The thread: serve requests until the None that `close` sends."""
-        while (request := self._inbox.get()) is not None:
-            torch.set_num_threads(self._threads)
-            try:
-                self._serve(request)
-            except Exception as error:  # whatever it is belongs to this request alone, and its reader raises it
-                traceback.clear_frames(error.__traceback__)  # they hold tensors, and the reader may keep the error
-                request.outbox.put(self._explained(error))
-            torch.set_num_threads(_all_threads())
-        del self._model
+    def _put_away(self) -> BusyError:
+        return BusyError(f"{self.card.name} has been put away for another model. Send the question again.")
 
-    def _explained(self, error: Exception) -> Exception:
-        if not isinstance(error, torch.OutOfMemoryError):
-            return error
-        explained = ModelError(
-            f"The GPU has too little free memory for this conversation with {self.card.name}. "
-            "Start a new chat, use fewer pictures, or choose a smaller model."
-        )
-        explained.__cause__ = error
-        return explained
+    # The engine's thread
 
     @torch.inference_mode()
-    def _serve(self, request: _Request) -> None:
+    def _work(self) -> None:
+        """Admit who waits, read and write one step for everybody, until the None that `close` sends."""
+        while True:
+            if self._slots.free and not self._admit_next():
+                break
+            self._end_abandoned()
+            if self._active:
+                self._advance(self._active)
+        for answer in self._active:
+            answer.request.outbox.put(Piece(answer.stop_text.flush(), "stopped", answer.tokens))
+        torch.set_num_threads(_all_threads())
+        del self._model, self._decoder, self._features
+
+    def _admit_next(self) -> bool:
+        """Take one request from the inbox, waiting for it when there is nothing else to do; whether to go on."""
+        try:
+            request = self._inbox.get_nowait() if self._active else self._wait()
+        except queue.Empty:
+            return True
+        if request is None:
+            return False
         if self._closed:
-            raise BusyError(f"{self.card.name} has been put away for another model. Send the question again.")
-        if request.given_up.is_set():
-            return
-        request.phase = "reading"
-        answer = self._admit(request)
-        token = self._prefill(answer)
-        while not self._hand_out(answer, token):
-            token = self._decode_one(answer, token)
+            request.outbox.put(self._put_away())
+        elif not request.given_up.is_set():
+            try:
+                self._active.append(self._admit_or_relieve(request))
+            except Exception as error:
+                self._refuse(request, error)
+        return True
+
+    def _wait(self) -> _Request | None:
+        torch.set_num_threads(_all_threads())
+        request = self._inbox.get()
+        torch.set_num_threads(self._threads)
+        return request
+
+    def _admit_or_relieve(self, request: _Request) -> _Answer:
+        try:
+            return self._admit(request)
+        except torch.OutOfMemoryError:
+            self._relieve()
+            return self._admit(request)
 
     def _admit(self, request: _Request) -> _Answer:
-        """Turn the conversation into the model's inputs. Raises ContextError when no room is left for an answer."""
-        deadline = time.monotonic() + self._time_limit
-        encoded = encode(request.conversation, self._processor, open_answer=True)
-        length, limit = len(encoded.input_ids), self._model.config.text_config.max_position_embeddings
-        if length >= limit:
-            raise ContextError(
-                f"The conversation has {length} tokens, pictures included, and {self.card.name} reads at most {limit}. "
-                "Undo a turn, leave a picture out, or start a new chat."
-            )
-        generator = torch.Generator(self._device)
-        if request.sampling.seed is None:
+        """Give the request a row with as much of its prompt as the cache holds, and embed the rest."""
+        request.phase = "reading"
+        contents = request.contents
+        place = self._slots.take(contents)
+        try:
+            if place.source != place.row:
+                self._decoder.copy(place.source, place.row, place.length)
+            unread_SD = self._embed(request, place.length)
+        except Exception:
+            self._slots.release(place.row)
+            raise
+        self._meter.reused += place.length
+        seed = request.sampling.seed
+        generator = torch.Generator()
+        if seed is None:
             generator.seed()
         else:
-            generator.manual_seed(request.sampling.seed)
+            generator.manual_seed(seed)
         return _Answer(
             request,
-            encoded.input_ids[None].to(self._device),
-            None if encoded.pixel_values is None else encoded.pixel_values.to(self._device),
-            room=min(request.sampling.max_new_tokens, limit - length),
-            deadline=deadline,
+            place.row,
+            place.length,
+            unread_SD,
+            contents,
+            room=min(request.sampling.max_new_tokens, self._plan.length - len(contents)),
+            deadline=time.monotonic() + self._time_limit,
             generator=generator,
-            stream=TextStream(self._processor.tokenizer, before=encoded.input_ids.tolist()),
-            cache=DynamicCache(config=self._model.config.text_config),
+            stream=TextStream(self._processor.tokenizer, before=request.ids),
+            stop_text=StopText(request.sampling.stop),
         )
 
-    def _prefill(self, answer: _Answer) -> int:
-        """Read the whole prompt and return the answer's first token."""
-        return self._next_token(answer, answer.input_ids, answer.pixel_values)
+    def _embed(self, request: _Request, begin: int) -> Tensor:
+        """The embeddings of the prompt from token `begin` on, pictures in their places."""
+        ids_S = torch.tensor(request.ids[begin:], device=self._device)
+        embeds_SD = self._embed_tokens(ids_S)
+        for shown in request.shown:
+            if shown.end <= begin:
+                self._meter.recalled += 1
+                continue
+            first = max(shown.start, begin)
+            features_SD = self._see(shown.picture, request.prepared)
+            embeds_SD[first - begin : shown.end - begin] = features_SD[first - shown.start :].to(embeds_SD.dtype)
+        return embeds_SD
 
-    def _decode_one(self, answer: _Answer, token: int) -> int:
-        """Append `token` to what the model has read and return the token after it."""
-        return self._next_token(answer, torch.tensor([[token]], device=self._device), None)
+    def _embed_tokens(self, ids_S: Tensor) -> Tensor:
+        return self._model.get_input_embeddings()(ids_S.masked_fill(ids_S == self._model.config.image_token_id, 0))
 
-    def _next_token(self, answer: _Answer, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> int:
-        hidden_BSD = self._model.model(
-            input_ids=input_ids, pixel_values=pixel_values, past_key_values=answer.cache, use_cache=True
-        ).last_hidden_state
-        # The head on two dimensions: with three, which `logits_to_keep=1` would give it, a bfloat16 head on a CPU
-        # takes a path 31 to 49 times slower.
-        logits_V = self._model.lm_head(hidden_BSD[:, -1])[0].float()
-        logits_V[self._model.config.image_token_id] = -torch.inf  # a picture nobody sent would break the next turn
-        return choose(logits_V, answer.request.sampling, generator=answer.generator)
+    def _see(self, picture: Picture, prepared: dict[str, Prepared]) -> Tensor:
+        """The projected features of a picture, (S, D)."""
+        features_SD = self._features.get(picture.digest)
+        if features_SD is not None:
+            self._meter.recalled += 1
+            return features_SD
+        seen = prepared.get(picture.digest) or prepare(picture.image, self._processor)
+        pixels_13HW = seen.pixel_values[None].to(self._device)
+        features_SD = self._model.get_image_features(pixels_13HW).pooler_output[0]
+        self._features.put(picture.digest, features_SD)
+        self._meter.seen += 1
+        return features_SD
 
-    def _hand_out(self, answer: _Answer, token: int) -> bool:
-        """Send the text that `token` completes to the reader; whether the answer ends with it."""
+    def _advance(self, answers: list[_Answer], *, again: bool = False) -> None:
+        """One step for these answers. When it fails, each goes once more, alone and in smaller parts, so that whatever
+        is wrong with one of them, or with all of them together, ends as few as possible."""
+        begun = time.monotonic()
+        parts = _parts(answers, CHUNK // 4 if again else CHUNK)
+        try:
+            chosen = self._step(parts)
+        except Exception as error:
+            if again:
+                self._fail(answers[0], error)
+                return
+            traceback.clear_frames(error.__traceback__)
+            if isinstance(error, torch.OutOfMemoryError):
+                self._relieve()
+            for answer in list(answers):
+                self._advance([answer], again=True)
+            return
+        self._meter.step(begun, len(chosen))
+        for answer, token in chosen:
+            try:
+                self._hand_out(answer, token)
+            except Exception as error:
+                self._fail(answer, error)
+
+    def _step(self, parts: list[tuple[_Answer, int]]) -> list[tuple[_Answer, int]]:
+        """Read the first so many unread tokens of each answer; the next token of each that has nothing left to read."""
+        spans = [Span(answer.row, answer.held, size) for answer, size in parts]
+        logits_BV = self._decoder.step(torch.cat([answer.unread_SD[:size] for answer, size in parts]), spans)
+        rows = [row for row, (answer, size) in enumerate(parts) if size == len(answer.unread_SD)]
+        writing = [parts[row][0] for row in rows]
+        tokens = []
+        if writing:
+            logits_BV = logits_BV[rows].float()
+            logits_BV[:, self._model.config.image_token_id] = -torch.inf  # a picture nobody sent breaks the next turn
+            tokens = choose(
+                logits_BV,
+                [answer.request.sampling for answer in writing],
+                read=[answer.contents for answer in writing],
+                generators=[answer.generator for answer in writing],
+            )
+            embeds_BD = self._embed_tokens(torch.tensor(tokens, device=self._device))
+        for answer, size in parts:
+            self._slots.extend(answer.row, answer.contents[answer.held : answer.held + size])
+            self._meter.read += 0 if answer.tokens else size
+            answer.held += size
+            answer.unread_SD = answer.unread_SD[size:]
+        for number, answer in enumerate(writing):
+            answer.unread_SD = embeds_BD[number : number + 1]
+            answer.contents.append(tokens[number])
+        return list(zip(writing, tokens, strict=True))
+
+    def _hand_out(self, answer: _Answer, token: int) -> None:
+        """Send the text that `token` completes to the reader, and end the answer if it ends here."""
         answer.request.phase = "writing"
         answer.tokens += 1
-        finish = self._finish(answer, token)
-        text = "" if finish == "stop" else answer.stream.push(token)
+        if answer.tokens == 1:
+            self._meter.first_token(time.monotonic() - answer.request.asked)
+        text = "" if token in self._end_tokens else answer.stop_text.push(answer.stream.push(token))
+        finish = self._verdict(answer, token)
         if finish:
-            text += answer.stream.flush()
+            text += answer.stop_text.push(answer.stream.flush()) + answer.stop_text.flush()
         if text and not answer.shown:
             text = text.removeprefix(" ")  # the templates write it between the role and the answer
             answer.shown = True
         answer.request.outbox.put(Piece(text, finish, answer.tokens))
-        return finish is not None
+        if finish:
+            self._end(answer)
 
-    def _finish(self, answer: _Answer, token: int) -> str | None:
+    def _verdict(self, answer: _Answer, token: int) -> str | None:
         """Why the answer ends with `token`, or None if it goes on."""
-        if token in self._end_tokens:
+        if token in self._end_tokens or answer.stop_text.reached:
             return "stop"
         if answer.tokens >= answer.room:
             return "length"
-        if self._closed or answer.request.given_up.is_set():
+        if self._closed:
             return "stopped"
         return "time" if time.monotonic() > answer.deadline else None
+
+    def _end(self, answer: _Answer) -> None:
+        self._slots.release(answer.row)
+        self._active.remove(answer)
+
+    def _end_abandoned(self) -> None:
+        for answer in [answer for answer in self._active if answer.request.given_up.is_set()]:
+            self._end(answer)
+
+    def _fail(self, answer: _Answer, error: Exception) -> None:
+        """End one answer with an error, which its reader raises."""
+        self._end(answer)
+        self._refuse(answer.request, error)
+
+    def _refuse(self, request: _Request, error: Exception) -> None:
+        traceback.clear_frames(error.__traceback__)  # they hold tensors, and the reader may keep the error
+        if isinstance(error, torch.OutOfMemoryError):
+            explained = ModelError(
+                f"The GPU has too little free memory for this conversation with {self.card.name}. "
+                "Start a new chat, use fewer pictures, or choose a smaller model."
+            )
+            explained.__cause__ = error
+            error = explained
+        request.outbox.put(error)
+
+    def _relieve(self) -> None:
+        """Give back what can be computed again."""
+        self._features.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _parts(answers: list[_Answer], chunk: int) -> list[tuple[_Answer, int]]:
+    """How many tokens each answer reads in the next step: one of what it writes, at most `chunk` of all prompts."""
+    parts = []
+    for answer in answers:
+        size = len(answer.unread_SD) if answer.tokens else min(len(answer.unread_SD), chunk)
+        chunk -= 0 if answer.tokens else size
+        if size:
+            parts.append((answer, size))
+    return parts
 
 
 @cache
 def _all_threads() -> int:
     """How many threads torch takes by itself, asked before the first engine changes it."""
     return torch.get_num_threads()
-
-
-def choose(logits_V: torch.Tensor, sampling: Sampling, *, generator: torch.Generator) -> int:
-    """A token id by temperature and nucleus (top-p) sampling: Holtzman et al. 2020. Temperature 0 takes the best.
-
-    `logits_V`: float32, one for each of the V tokens of the vocabulary.
-    """
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    scaled_V = (logits_V - logits_V.max()) / max(sampling.temperature, 1e-3)  # cannot overflow
-    probabilities_V, tokens_V = scaled_V.softmax(dim=-1).sort(descending=True)
-    likelier_V = probabilities_V.cumsum(dim=-1) - probabilities_V
-    probabilities_V[likelier_V >= sampling.top_p] = 0
-    return int(tokens_V[torch.multinomial(probabilities_V, 1, generator=generator)])

@@ -51,3 +51,35 @@ class TextStream:
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class StopText:
+    """Lets an answer through up to the first of some stop texts, and holds back what may become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.reached = False
+
+    def push(self, text: str) -> str:
+        """The text that can be shown. After a stop text is `reached`, nothing can."""
+        if self.reached:
+            return ""
+        waiting = self._held + text
+        ends = [at for stop in self._stops if (at := waiting.find(stop)) >= 0]
+        if ends:
+            self.reached, self._held = True, ""
+            return waiting[: min(ends)]
+        held = max((_begun(waiting, stop) for stop in self._stops), default=0)
+        self._held = waiting[len(waiting) - held :]
+        return waiting[: len(waiting) - held]
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _begun(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that `stop` begins with."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
