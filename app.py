@@ -4,7 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-PRECISIONS = ("auto", "4bit", "bfloat16", "float16", "float32")  # as in llava_app.loading, which would import torch
+# As in llava_app.loading, which would import torch.
+PRECISIONS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ class Progress:
     phase: str  # "queued" | "reading" | "writing" | "done" (the last one)
     seconds_to_first: float | None = None  # from the call to the first token; None before it
     tokens_per_second: float | None = None  # after the first token; None until it means something
+    left_out: str | None = None  # what of the conversation the model was not shown, as one sentence
 
 
 def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Generator[Progress, None, None]:
@@ -50,9 +51,10 @@ def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Gen
 
 def _progress(pieces: Iterator[Piece], conversation: Conversation) -> Iterator[Progress]:
     pace = _Pace(time.monotonic())
-    text = ""
+    text, left_out = "", None
     for piece in pieces:
         text += piece.text
+        left_out = piece.left_out or left_out
         pace = pace.after(piece, time.monotonic())
         yield Progress(
             conversation.answer(text, finish=piece.finish or "stopped"),
@@ -60,6 +62,7 @@ def _progress(pieces: Iterator[Piece], conversation: Conversation) -> Iterator[P
             "done" if piece.finish else piece.phase,
             pace.seconds_to_first,
             pace.tokens_per_second,
+            left_out,
         )
 
 

@@ -54,8 +54,8 @@ class Plan:
 def need(config: LlavaConfig, precision: str, *, unquantised: Sequence[str]) -> Need:
     """What the model of `config` takes in `precision`, a key of BYTES.
 
-    `unquantised`: module paths that stay in 16 bits when the rest has fewer. Exact for the weights; for the activations of
-    a step, the largest tensors that live at the same time.
+    `unquantised`: module paths that stay in 16 bits when the rest has fewer. Exact for the weights; for the
+    activations of a step, the largest tensors that live at the same time.
     """
     text, vision = config.text_config, config.vision_config
     number = BYTES[precision]

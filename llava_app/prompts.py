@@ -131,9 +131,7 @@ def _messages(conversation: Conversation, *, spell: Callable[[str], str]) -> lis
     return written
 
 
-def _render(
-    written: list[dict[str, Any]], template: str, *, open_answer: bool, special: Mapping[str, str]
-) -> Rendered:
+def _render(written: list[dict[str, Any]], template: str, *, open_answer: bool, special: Mapping[str, str]) -> Rendered:
     with _rendering:
         texts, answers = render_jinja_template(
             [written],
@@ -161,9 +159,7 @@ def _unused_character(conversation: Conversation) -> str:
     return next(char for char in map(chr, range(0xE000, 0x110000)) if not any(char in text for text in used))
 
 
-def _tokens(
-    rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, mark: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, mark: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (S,) and the mask of the answers (S,), without the tokens of `mark`, which only keeps typed tokens apart."""
     begun = tokenizer.bos_token is not None and rendered.text.startswith(tokenizer.bos_token)
     tokens = tokenizer(rendered.text, add_special_tokens=not begun, return_offsets_mapping=True)

@@ -4,16 +4,16 @@ from PIL import Image
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
 from llava_app.images import Picture
-from llava_app.ui.display import Talk, Timing, as_typed, as_written, choices, messages, status
+from llava_app.ui.display import Notes, Talk, as_typed, as_written, choices, messages, status
 
 RED = Picture(Image.new("RGB", (20, 10), "red"), "red")
 
 
-def talk(*turns: tuple[str, str, str], timing: Timing | None = None) -> Talk:
+def talk(*turns: tuple[str, str, str], notes: Notes | None = None) -> Talk:
     conversation = Conversation()
     for question, answer, finish in turns:
         conversation = conversation.ask(question).answer(answer, finish)
-    return Talk(conversation, (timing or Timing(),) * len(turns))
+    return Talk(conversation, (notes or Notes(),) * len(turns))
 
 
 def texts(shown: list[dict]) -> list[str]:
@@ -59,7 +59,7 @@ def test_text_keeps_its_indentation_by_going_as_a_dictionary() -> None:
 
 
 def test_pictures_are_shown_from_the_session_and_not_from_a_file() -> None:
-    asked = Talk(Conversation().ask("What?", (RED, RED)).answer("Red.", "stop"), (Timing(),))
+    asked = Talk(Conversation().ask("What?", (RED, RED)).answer("Red.", "stop"), (Notes(),))
     picture, question = messages(asked)[0]["content"]
     assert picture["value"].count("<img src='data:image/webp;base64,") == 2
     assert question["text"] == "What?"
@@ -69,13 +69,13 @@ def test_pictures_are_shown_from_the_session_and_not_from_a_file() -> None:
     ("finish", "note"), [("stopped", "stopped by you"), ("length", "longest answer"), ("time", "time limit")]
 )
 def test_under_an_answer_stands_why_it_ended_and_how_fast_it_came(finish: str, note: str) -> None:
-    foot = texts(messages(talk(("q", "a", finish), timing=Timing(0.123, 240.6))))[-1]
+    foot = texts(messages(talk(("q", "a", finish), notes=Notes(0.123, 240.6))))[-1]
     assert note in foot
     assert "first word after 0.12 s · 241 tokens/s" in foot
 
 
 def test_an_answer_that_ended_by_itself_says_only_how_fast_it_came() -> None:
-    foot = texts(messages(talk(("q", "a", "stop"), timing=Timing(0.1, None))))[-1]
+    foot = texts(messages(talk(("q", "a", "stop"), notes=Notes(0.1, None))))[-1]
     assert foot == "<div class='foot'>first word after 0.10 s</div>"
 
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from llava_app import checkpoints
 from llava_app.checkpoints import Card, built_in
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
-from llava_app.engine.local import LocalEngine, choose
+from llava_app.engine.local import LocalEngine
+from llava_app.engine.sampling import choose
 from llava_app.errors import BusyError, ContextError, ModelError
 from llava_app.images import Picture
 from llava_app.loading import Loaded, load
@@ -58,9 +60,10 @@ def chosen(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by every token that the engine chooses."""
     tokens: list[int] = []
 
-    def note(logits: torch.Tensor, sampling: Sampling, *, generator: torch.Generator) -> int:
-        tokens.append(choose(logits, sampling, generator=generator))
-        return tokens[-1]
+    def note(logits: torch.Tensor, samplings: list[Sampling], **others: Any) -> list[int]:
+        chosen = choose(logits, samplings, **others)
+        tokens.extend(chosen)
+        return chosen
 
     monkeypatch.setattr("llava_app.engine.local.choose", note)
     return tokens
@@ -113,16 +116,16 @@ def test_the_space_between_role_and_answer_is_not_part_of_the_answer(
     engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = iter([*tiny_loaded.processor.tokenizer("  A  joke ", add_special_tokens=False)["input_ids"], 1])
-    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: next(script))
+    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: [next(script)])
     assert text_of(engine.answer(FUNNY, GREEDY)) == " A  joke "
 
 
 def test_the_image_token_is_never_chosen(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
-    def look(logits: torch.Tensor, _: Sampling, *, generator: torch.Generator) -> int:
-        seen.append(float(logits[3]))
-        return 1
+    def look(logits: torch.Tensor, *_: object, **__: object) -> list[int]:
+        seen.append(float(logits[0, 3]))
+        return [1]
 
     monkeypatch.setattr("llava_app.engine.local.choose", look)
     list(engine.answer(FUNNY, GREEDY))
@@ -132,7 +135,7 @@ def test_the_image_token_is_never_chosen(engine: LocalEngine, monkeypatch: pytes
 def test_any_of_several_end_tokens_ends_the_answer(tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     newline = tiny_loaded.processor.tokenizer("\n", add_special_tokens=False)["input_ids"][0]
     monkeypatch.setattr(tiny_loaded.model.generation_config, "eos_token_id", [1, newline])
-    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: newline)
+    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: [newline])
     engine = LocalEngine(tiny_loaded)
     assert list(engine.answer(FUNNY, GREEDY))[-1] == Piece("", "stop", 1)
     engine.close()
@@ -143,29 +146,44 @@ def test_the_token_limit_ends_the_answer(engine: LocalEngine) -> None:
     assert (pieces[-1].finish, pieces[-1].tokens) == ("length", 3)
 
 
-def test_the_answer_is_cut_to_the_room_that_the_context_leaves(
-    engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def with_context(loaded: Loaded, length: int, rows: int = 4) -> LocalEngine:
+    return LocalEngine(loaded, plan=replace(loaded.plan, rows=rows, length=length))
+
+
+def test_the_answer_is_cut_to_the_room_that_the_context_leaves(tiny_loaded: Loaded) -> None:
     prompt = len(encode(FUNNY, tiny_loaded.processor, open_answer=True).input_ids)
-    monkeypatch.setattr(tiny_loaded.model.config.text_config, "max_position_embeddings", prompt + 2)
-    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: 50)
+    engine = with_context(tiny_loaded, prompt + 2)
     last = list(engine.answer(FUNNY, GREEDY))[-1]
+    engine.close()
     assert (last.finish, last.tokens) == ("length", 2)
 
 
-def test_a_conversation_without_room_for_an_answer_is_refused_with_both_numbers(
-    engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_question_without_room_for_an_answer_is_refused_with_both_numbers(tiny_loaded: Loaded) -> None:
     prompt = len(encode(FUNNY, tiny_loaded.processor, open_answer=True).input_ids)
-    monkeypatch.setattr(tiny_loaded.model.config.text_config, "max_position_embeddings", prompt)
+    engine = with_context(tiny_loaded, prompt)
     with pytest.raises(ContextError, match=rf"has {prompt} tokens.*at most {prompt}"):
         list(engine.answer(FUNNY, GREEDY))
+    engine.close()
+
+
+def test_a_long_conversation_goes_on_without_its_oldest_turns_and_says_so(tiny_loaded: Loaded) -> None:
+    prompt = len(encode(FUNNY, tiny_loaded.processor, open_answer=True).input_ids)
+    engine = with_context(tiny_loaded, prompt + 120)
+    conversation = FUNNY
+    said = []
+    for number in range(6):
+        pieces = list(engine.answer(conversation, GREEDY))
+        said += [piece.left_out for piece in pieces if piece.left_out]
+        conversation = conversation.answer("Something short.").ask(f"Question {number}?")
+    assert said
+    assert "no longer sees the first" in said[0]
+    engine.close()
 
 
 def test_a_failure_reaches_the_reader_with_its_cause_and_the_next_question_works(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> int:
+    def fail(*_: object, **__: object) -> list[int]:
         raise RuntimeError("broken") from ValueError("the reason")
 
     with monkeypatch.context() as patch:
@@ -179,7 +197,7 @@ def test_a_failure_reaches_the_reader_with_its_cause_and_the_next_question_works
 def test_too_little_gpu_memory_is_something_a_person_is_told(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> int:
+    def fail(*_: object, **__: object) -> list[int]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("llava_app.engine.local.choose", fail)
@@ -197,11 +215,11 @@ class Gate:
         self.tokens = 0
         monkeypatch.setattr("llava_app.engine.local.choose", self)
 
-    def __call__(self, *_: object, **__: object) -> int:
-        self.tokens += 1
+    def __call__(self, logits: torch.Tensor, *_: object, **__: object) -> list[int]:
+        self.tokens += len(logits)
         self.reached.set()
         assert self.opened.wait(30)
-        return 50
+        return [50] * len(logits)
 
 
 def test_closing_the_iterator_stops_the_model_within_one_token_and_does_not_wait(
@@ -230,10 +248,17 @@ def test_an_answer_that_nobody_reads_any_more_is_stopped_too(
     assert gate.tokens <= 2
 
 
+@pytest.fixture
+def one_row(tiny_loaded: Loaded) -> Iterator[LocalEngine]:
+    engine = with_context(tiny_loaded, 512, rows=1)
+    yield engine
+    engine.close()
+
+
 def test_heartbeats_say_whether_the_answer_is_queued_or_the_prompt_being_read(
-    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+    one_row: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(monkeypatch)
+    engine, gate = one_row, Gate(monkeypatch)
     first, second = engine.answer(FUNNY, GREEDY), engine.answer(FUNNY, GREEDY)
     next(first)
     assert gate.reached.wait(30)
@@ -243,8 +268,8 @@ def test_heartbeats_say_whether_the_answer_is_queued_or_the_prompt_being_read(
     assert text_of(first) == text_of(second) != ""
 
 
-def test_a_question_given_up_while_queued_is_never_read(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
+def test_a_question_given_up_while_queued_is_never_read(one_row: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate = one_row, Gate(monkeypatch)
     first, second = engine.answer(FUNNY, replace(GREEDY, max_new_tokens=1)), engine.answer(FUNNY, GREEDY)
     next(first)
     next(second)
@@ -267,7 +292,7 @@ def test_a_slow_reader_gets_what_has_arrived_as_one_piece(engine: LocalEngine) -
 def test_the_time_limit_ends_the_answer_and_keeps_what_was_written(
     tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: 50)
+    monkeypatch.setattr("llava_app.engine.local.choose", lambda logits, *_, **__: [50] * len(logits))
     engine = LocalEngine(tiny_loaded, time_limit=0)
     pieces = list(engine.answer(FUNNY, GREEDY))
     assert pieces[-1].finish == "time"
@@ -276,9 +301,9 @@ def test_the_time_limit_ends_the_answer_and_keeps_what_was_written(
 
 
 def test_closing_the_engine_ends_the_running_answer_and_refuses_the_waiting_one(
-    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+    one_row: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(monkeypatch)
+    engine, gate = one_row, Gate(monkeypatch)
     running, waiting = engine.answer(FUNNY, GREEDY), engine.answer(FUNNY, GREEDY)
     next(running)
     next(waiting)
@@ -309,9 +334,9 @@ def test_a_closed_engine_lets_go_of_the_model_and_of_its_thread(tiny_card: Card)
 def test_a_small_model_answers_on_one_thread_and_leaves_the_others_as_they_were(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def note(*_: object, **__: object) -> int:
+    def note(*_: object, **__: object) -> list[int]:
         threads.append(torch.get_num_threads())
-        return 1
+        return [1]
 
     threads: list[int] = []
     monkeypatch.setattr("llava_app.engine.local.choose", note)
@@ -337,38 +362,6 @@ def test_the_built_in_model_ends_its_answer_itself(precision: str) -> None:
     engine.close()
     assert pieces[-1].finish == "stop"
     assert text_of(iter(pieces))
-
-
-LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-
-
-def counts(sampling: Sampling) -> list[float]:
-    generator = torch.Generator().manual_seed(0)
-    drawn = [choose(LOGITS, sampling, generator=generator) for _ in range(1500)]
-    return [drawn.count(token) / len(drawn) for token in range(4)]
-
-
-def test_temperature_zero_takes_the_likeliest_token() -> None:
-    assert counts(Sampling(temperature=0)) == [1, 0, 0, 0]
-
-
-def test_temperature_one_draws_by_probability() -> None:
-    assert counts(Sampling(temperature=1, top_p=1)) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.05)
-
-
-def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
-    assert counts(Sampling(temperature=1, top_p=0.7)) == pytest.approx([5 / 8, 3 / 8, 0, 0], abs=0.05)
-    assert counts(Sampling(temperature=1, top_p=0.05)) == [1, 0, 0, 0]
-
-
-def test_a_low_temperature_sharpens() -> None:
-    assert counts(Sampling(temperature=0.5, top_p=1)) == pytest.approx(
-        [probability**2 / 0.365 for probability in (0.5, 0.3, 0.15, 0.05)], abs=0.05
-    )
-
-
-def test_a_tiny_temperature_does_not_overflow() -> None:
-    assert counts(Sampling(temperature=1e-40))[0] == 1
 
 
 def test_numbers_from_outside_are_moved_into_bounds() -> None:

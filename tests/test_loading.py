@@ -121,8 +121,8 @@ def test_four_bit_on_an_apple_gpu_is_refused_with_what_to_choose(tiny_card: Card
         loading._choose_precision("4bit", Path(tiny_card.source), device=torch.device("mps"))
 
 
-@pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
-def test_a_big_model_runs_in_bfloat16_on_a_cpu_that_has_it(
+@pytest.mark.parametrize(("native", "precision"), [(True, "8bit"), (False, "float32")])
+def test_a_big_model_runs_in_8_bit_on_a_cpu_that_has_bfloat16(
     tiny_card: Card, monkeypatch: pytest.MonkeyPatch, *, native: bool, precision: str
 ) -> None:
     monkeypatch.setattr(loading, "_device", lambda: torch.device("cpu"))

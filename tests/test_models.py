@@ -84,11 +84,25 @@ def test_idle_engines_are_closed_before_another_model_loads(models: Models, load
     ]
 
 
-def test_an_engine_somebody_listens_to_is_not_closed(models: Models, loaded: list[Silent]) -> None:
+def test_a_running_answer_is_waited_for_before_its_engine_is_closed(models: Models, loaded: list[Silent]) -> None:
+    with models.lend(card("big")) as ready:
+        ready.result(PATIENCE)
+        with models.lend(card("bigger")) as other:
+            with pytest.raises(TimeoutError):
+                other.result(0.2)
+            assert not ready.result().engine.closed
+    open_and_return(models, card("bigger"))
+    assert ready.result().engine.closed
+
+
+def test_an_answer_that_runs_on_holds_the_next_model_up_to_a_limit(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_app.ui.models.SWITCH_LIMIT", 0.1)
     with models.lend(card("big")) as ready:
         ready.result(PATIENCE)
         open_and_return(models, card("bigger"))
-        assert not ready.result().engine.closed
+        assert ready.result().engine.closed
 
 
 def test_built_in_engines_stay(models: Models, loaded: list[Silent]) -> None:

@@ -96,7 +96,7 @@ def test_an_answer_streams_and_the_talk_grows(handlers: Handlers, meme: str) -> 
     turn = talk.conversation.turns[0]
     assert (turn.question, len(turn.images), turn.finish) == ("What?", 1, "length")
     assert turn.answer
-    assert talk.timings[0].seconds_to_first is not None
+    assert talk.notes[0].seconds_to_first is not None
     assert [entry["role"] for entry in shown] == ["user", "assistant"]
     assert box["value"] is None  # emptied
 
@@ -229,7 +229,7 @@ def test_retry_answers_the_last_question_anew(handlers: Handlers) -> None:
     talk, _, _ = last(handlers.retry(before, "run/tiny", 0.0, 1.0, 5, ""))
     assert [turn.question for turn in talk.conversation.turns] == ["First?", "Second?"]
     assert talk.conversation.turns[1].answer != before.conversation.turns[1].answer  # shorter
-    assert len(talk.timings) == 2
+    assert len(talk.notes) == 2
 
 
 def test_a_retry_that_fails_keeps_the_answer_there_was(handlers: Handlers) -> None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -15,6 +16,7 @@ from llava_app.engine import Engine, Sampling
 from llava_app.images import Picture, open_image
 
 GREEDY = Sampling(temperature=0, max_new_tokens=96)
+AT_ONCE = 8  # questions that an engine answers together
 SWAP = 7  # with pictures swapped, question i is asked about picture i + SWAP
 
 
@@ -102,12 +104,16 @@ ASKING: dict[str, Callable[[str, int, Picture], Question]] = {
 
 
 def ask_all(engine: Engine, *, asking: str, split: str, limit: int, swap_pictures: bool = False) -> Iterator[Result]:
-    """Ask `limit` questions of a split, greedily, one conversation each."""
-    for index in range(limit):
+    """Ask `limit` questions of a split, greedily, one conversation each, several at once."""
+
+    def ask(index: int) -> Result:
         shown = picture_of(split, index + SWAP if swap_pictures else index)
         question = ASKING[asking](split, index, shown)
         answer = "".join(piece.text for piece in engine.answer(question.conversation, GREEDY))
-        yield Result(question, answer.strip())
+        return Result(question, answer.strip())
+
+    with ThreadPoolExecutor(AT_ONCE) as people:
+        yield from people.map(ask, range(limit))
 
 
 def score(results: list[Result]) -> Score:

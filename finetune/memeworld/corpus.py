@@ -52,11 +52,12 @@ def _texts(documents: int) -> Iterator[str]:
         asked = [f"USER: {exchange.question} ASSISTANT: {exchange.answer}" for exchange in exchanges]
         yield "\n".join([talk.as_text(rng, scene), *asked])
         if number % 10 == 0:
-            yield render(Conversation().ask("Hello").answer("Hello!"), template_text("vicuna_v1"), open_answer=False).text
+            greeting = Conversation().ask("Hello").answer("Hello!")
+            yield render(greeting, template_text("vicuna_v1"), open_answer=False).text
 
 
 def _scene(rng: random.Random) -> Scene:
-    """Different things side by side more often than pictures show them: whose colour is whose takes longest to learn."""
+    """More often than pictures do, it shows different things: whose colour is whose takes longest to learn."""
     split = rng.choices(list(SCENES), list(SCENES.values()))[0]
     pair = [make_scene(split, rng.randrange(10**9, 2 * 10**9)) for _ in range(2)]  # numbers that no picture uses
     return max(pair, key=lambda scene: len({thing.kind for thing in scene.things}))
@@ -100,7 +101,8 @@ def dialogue_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, count:
 def _pieces(conversation: Conversation, template: str) -> list[tuple[str, bool]]:
     """The training text in pieces, unsupervised and supervised in turn, cut where an answer begins and ends."""
     rendered = render(conversation, template, open_answer=False)
-    pieces, done = [], 0
+    pieces: list[tuple[str, bool]] = []
+    done = 0
     for begin, end in rendered.answers:
         pieces += [(rendered.text[done:begin], False), (rendered.text[begin:end], True)]
         done = end

@@ -221,7 +221,7 @@ def pretrain_eyes(folder: Path, schedule: Schedule, *, pictures: int, processes:
 
 
 def _pretrain(folder: Path, module: nn.Module, batch: Callable[[int], tuple[Tensor, ...]], schedule: Schedule) -> None:
-    """Muon and AdamW with a warmed-up cosine in bf16 autocast; a JSON line a step; state saved every `save_every` steps.
+    """Muon and AdamW with a warmed-up cosine in bf16 autocast; a JSON line a step; a state every `save_every` steps.
 
     `batch(step)` depends on the step alone, so that a resumed run sees what the interrupted one would have seen.
     """
@@ -263,7 +263,8 @@ def _pretrain(folder: Path, module: nn.Module, batch: Callable[[int], tuple[Tens
 def _optimizers(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices of the layers, at AdamW's learning rate (Liu et al. 2025, equation 4);
     AdamW for the rest: embeddings, norms, biases, heads."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
     decay = schedule.weight_decay

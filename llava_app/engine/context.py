@@ -30,11 +30,12 @@ def fit(conversation: Conversation, count: Count, *, limit: int, room: int) -> t
 
 
 def _turns_to_leave_out(conversation: Conversation, count: Count, most: int) -> int:
-    """How many of the first turns have gone by now, had the conversation been shortened by half whenever it was full."""
+    """How many of the first turns have gone by now, if half of a full context was emptied each time."""
     turns = conversation.turns
     bare = count(replace(conversation, turns=turns[-1:])) - count(Conversation(turns[-1:], system=""))
     sizes = [count(Conversation((turn,), system="")) for turn in turns]
-    pictures = [size - count(Conversation((replace(turn, images=()),), system="")) for turn, size in zip(turns, sizes)]
+    without = [count(Conversation((replace(turn, images=()),), system="")) for turn in turns]
+    pictures = [size - text for size, text in zip(sizes, without, strict=True)]
     first = 0
     for last in range(len(turns)):
         if _size(sizes, pictures, first, last) + bare > most:

@@ -1,7 +1,7 @@
 """The language model as the engine runs it: one step reads tokens of several conversations, each into its own row.
 
-A step takes a prompt, a part of one, or one token of each conversation, in any mixture, without padding. Two decoders do
-the same: `LlamaDecoder` with the fewest operations that a token can have, on the weights of Llama and its kin;
+A step takes a prompt, a part of one, or one token of each conversation, in any mixture, without padding. Two decoders
+do the same: `LlamaDecoder` with the fewest operations that a token can have, on the weights of Llama and its kin;
 `AnyDecoder` on transformers' own layers, for every other language model.
 
 Shapes: N tokens of a step, B conversations, D width, H heads, K heads of keys and values, E width of a head, T tokens
@@ -11,7 +11,7 @@ of a row.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -116,16 +116,17 @@ def _crop(cache: DynamicCache, length: int) -> None:
 
 
 Matrix = Callable[[Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    before_attention: nn.Module
+    before_attention: Norm
     query_key_value: Matrix
-    query_norm: nn.Module | None
-    key_norm: nn.Module | None
+    query_norm: Norm | None
+    key_norm: Norm | None
     out: Matrix
-    before_mlp: nn.Module
+    before_mlp: Norm
     gate_up: Matrix
     down: Matrix
     keys_RKTE: Tensor
@@ -155,27 +156,27 @@ class LlamaDecoder:
         matrix = partial(join, eight_bit=eight_bit)
         shape = (rows, self._kv_heads, length, self._width)
         self._layers = [self._adopt(layer, shape, matrix) for layer in language.layers]
-        self._norm, self._head = language.norm, matrix(model.lm_head)
+        self._norm, self._head = _norm(language.norm), matrix(model.lm_head)
         positions = torch.arange(length, device=self._device)[None]
         some = torch.empty(0, dtype=model.dtype, device=self._device)
         cos, sin = (table[0] for table in language.rotary_emb(some, positions))
         first_half = torch.arange(self._width, device=self._device) < self._width // 2
         self._cos_TE, self._sin_TE = cos, torch.where(first_half, -sin, sin)
 
-    def _adopt(self, layer: nn.Module, shape: tuple[int, ...], matrix: Callable[..., Matrix]) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        place = {"dtype": layer.input_layernorm.weight.dtype, "device": self._device}
+    def _adopt(self, layer: Any, shape: tuple[int, ...], matrix: Callable[..., Matrix]) -> _Layer:
+        attention, mlp, dtype = layer.self_attn, layer.mlp, layer.input_layernorm.weight.dtype
+        has_norms = hasattr(attention, "q_norm")
         return _Layer(
-            layer.input_layernorm,
+            _norm(layer.input_layernorm),
             matrix(attention.q_proj, attention.k_proj, attention.v_proj),
-            getattr(attention, "q_norm", None),
-            getattr(attention, "k_norm", None),
+            _norm(attention.q_norm) if has_norms else None,
+            _norm(attention.k_norm) if has_norms else None,
             matrix(attention.o_proj),
-            layer.post_attention_layernorm,
+            _norm(layer.post_attention_layernorm),
             matrix(mlp.gate_proj, mlp.up_proj),
             matrix(mlp.down_proj),
-            torch.empty(shape, **place),
-            torch.empty(shape, **place),
+            torch.empty(shape, dtype=dtype, device=self._device),
+            torch.empty(shape, dtype=dtype, device=self._device),
         )
 
     def step(self, embeds_ND: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -186,7 +187,7 @@ class LlamaDecoder:
         if len(hidden_ND) > len(spans):
             ends = torch.tensor([span.length for span in spans], device=self._device).cumsum(0) - 1
             hidden_ND = hidden_ND[ends]
-        return self._head(_rms(self._norm, hidden_ND))
+        return self._head(self._norm(hidden_ND))
 
     def copy(self, source: int, target: int, length: int) -> None:
         for layer in self._layers:
@@ -207,19 +208,19 @@ class LlamaDecoder:
         return torch.ones(span.length, span.end, dtype=torch.bool, device=self._device).tril(span.start)
 
     def _run(self, layer: _Layer, hidden_ND: Tensor, step: _Step) -> Tensor:
-        joined = layer.query_key_value(_rms(layer.before_attention, hidden_ND))
+        joined = layer.query_key_value(layer.before_attention(hidden_ND))
         rotated_NHE, values_NKE = joined.view(len(joined), -1, self._width).split(
             (self._heads + self._kv_heads, self._kv_heads), dim=1
         )
         if layer.query_norm and layer.key_norm:
             queries_NHE, keys_NKE = rotated_NHE.split((self._heads, self._kv_heads), dim=1)
-            rotated_NHE = torch.cat((_rms(layer.query_norm, queries_NHE), _rms(layer.key_norm, keys_NKE)), dim=1)
+            rotated_NHE = torch.cat((layer.query_norm(queries_NHE), layer.key_norm(keys_NKE)), dim=1)
         rolled_NHE = rotated_NHE.roll(self._width // 2, dims=-1)
         rotated_NHE = torch.addcmul(rotated_NHE * step.cos_N1E, rolled_NHE, step.sin_N1E)
         layer.keys_RKTE[step.rows_N, :, step.positions_N] = rotated_NHE[:, self._heads :]
         layer.values_RKTE[step.rows_N, :, step.positions_N] = values_NKE
         hidden_ND = hidden_ND + layer.out(self._attend(layer, rotated_NHE[:, : self._heads], step))
-        gate, up = layer.gate_up(_rms(layer.before_mlp, hidden_ND)).chunk(2, dim=-1)
+        gate, up = layer.gate_up(layer.before_mlp(hidden_ND)).chunk(2, dim=-1)
         return hidden_ND + layer.down(F.silu(gate) * up)
 
     def _attend(self, layer: _Layer, queries_NHE: Tensor, step: _Step) -> Tensor:
@@ -245,8 +246,9 @@ class LlamaDecoder:
         return attended_1HSE[0].transpose(0, 1).flatten(1)
 
 
-def _rms(norm: nn.Module, hidden: Tensor) -> Tensor:
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+def _norm(module: Any) -> Norm:
+    weight, epsilon = module.weight, module.variance_epsilon
+    return lambda hidden: F.rms_norm(hidden, weight.shape, weight, epsilon)
 
 
 def join(*linears: nn.Linear, eight_bit: bool = False) -> Matrix:
@@ -269,7 +271,7 @@ def join(*linears: nn.Linear, eight_bit: bool = False) -> Matrix:
     return lambda hidden_ND: torch.addmm(bias_O, hidden_ND, weight_IO)
 
 
-def _side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _side_by_side(parameters: Sequence[Tensor]) -> Tensor:
     """All in one tensor, of which each parameter becomes a part."""
     if len(parameters) == 1:
         return parameters[0].data

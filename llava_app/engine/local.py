@@ -59,7 +59,7 @@ class _Request:
         """The prompt as `Slots` compares it: text by its ids, a picture by a negative number of its own."""
         contents = list(self.ids)
         for shown in self.shown:
-            number = -1 - int(shown.picture.digest[:15], 16)
+            number = -1 - hash(shown.picture.digest) % 2**62
             contents[shown.start : shown.end] = [number] * (shown.end - shown.start)
         return contents
 

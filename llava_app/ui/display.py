@@ -34,19 +34,20 @@ _data_urls: WeakKeyDictionary[Picture, str] = WeakKeyDictionary()  # made once, 
 
 
 @dataclass(frozen=True)
-class Timing:
-    """How fast an answer came."""
+class Notes:
+    """What there is to say about an answer beside its text."""
 
     seconds_to_first: float | None = None
     tokens_per_second: float | None = None
+    left_out: str | None = None  # what the model was not shown
 
 
 @dataclass(frozen=True)
 class Talk:
-    """What the server keeps for one tab: the conversation, and the timing of each of its answers."""
+    """What the server keeps for one tab: the conversation, and notes about each of its answers."""
 
     conversation: Conversation = field(default_factory=Conversation)
-    timings: tuple[Timing, ...] = ()
+    notes: tuple[Notes, ...] = ()
 
     def ask(self, question: str, pictures: tuple[Picture, ...]) -> Self:
         """The talk with an open turn."""
@@ -54,20 +55,20 @@ class Talk:
 
     def retry(self) -> Self:
         """The talk with its last turn open again."""
-        return replace(self, conversation=self.conversation.retry(), timings=self.timings[:-1])
+        return replace(self, conversation=self.conversation.retry(), notes=self.notes[:-1])
 
     def undo(self) -> Self:
         """The talk without its last turn."""
-        return replace(self, conversation=self.conversation.undo(), timings=self.timings[:-1])
+        return replace(self, conversation=self.conversation.undo(), notes=self.notes[:-1])
 
     def cut(self) -> Self:
         """What to keep of this open talk if nothing more came: the question, and that nothing was written."""
-        return replace(self, conversation=self.conversation.answer("", "stopped"), timings=(*self.timings, Timing()))
+        return replace(self, conversation=self.conversation.answer("", "stopped"), notes=(*self.notes, Notes()))
 
     def advance(self, progress: Progress) -> Self:
         """This open talk with as much of the answer as has come."""
-        timing = Timing(progress.seconds_to_first, progress.tokens_per_second)
-        return replace(self, conversation=progress.conversation, timings=(*self.timings, timing))
+        about = Notes(progress.seconds_to_first, progress.tokens_per_second, progress.left_out)
+        return replace(self, conversation=progress.conversation, notes=(*self.notes, about))
 
 
 def messages(talk: Talk, phase: str | None = None) -> list[dict[str, Any]]:
@@ -76,8 +77,8 @@ def messages(talk: Talk, phase: str | None = None) -> list[dict[str, Any]]:
     last = len(talk.conversation.turns) - 1
     for index, turn in enumerate(talk.conversation.turns):
         shown.append({"role": "user", "content": _question(turn)})
-        timing = talk.timings[index] if index < len(talk.timings) else Timing()
-        foot = _foot(turn, timing) if phase is None or index < last else _waiting(phase)
+        about = talk.notes[index] if index < len(talk.notes) else Notes()
+        foot = _foot(turn, about) if phase is None or index < last else _waiting(phase)
         answer = [_text(as_written(turn.answer))] if turn.answer else []
         if answer or foot:
             shown.append({"role": "assistant", "content": [*answer, *foot]})
@@ -128,15 +129,17 @@ def _question(turn: Turn) -> list[dict[str, Any]]:
     return [*content, _text(as_typed(turn.question))] if turn.question.strip() else content
 
 
-def _foot(turn: Turn, timing: Timing) -> list[dict[str, Any]]:
-    """The small line under an answer: why it ended, when not by itself, and how fast it came."""
+def _foot(turn: Turn, notes: Notes) -> list[dict[str, Any]]:
+    """The small line under an answer: why it ended, when not by itself, how fast it came, what it did not see."""
     parts = ["no words came"] if turn.answer == "" else []
     if turn.finish in FINISHES:
         parts.append(FINISHES[turn.finish])
-    if timing.seconds_to_first is not None:
-        parts.append(f"first word after {timing.seconds_to_first:.2f} s")
-    if timing.tokens_per_second is not None:
-        parts.append(f"{timing.tokens_per_second:.0f} tokens/s")
+    if notes.seconds_to_first is not None:
+        parts.append(f"first word after {notes.seconds_to_first:.2f} s")
+    if notes.tokens_per_second is not None:
+        parts.append(f"{notes.tokens_per_second:.0f} tokens/s")
+    if notes.left_out is not None:
+        parts.append(html.escape(notes.left_out))
     return [_html(f"<div class='foot'>{' · '.join(parts)}</div>")] if parts else []
 
 

@@ -1,8 +1,8 @@
 """Which models the page offers, and the engines that are loaded now.
 
-Models load one at a time on a thread of their own, so that the page answers at once and goes on answering. Before one
-loads, the engines that nobody is being answered by are closed, but for the built-in ones, which are small: memory holds
-one big model, and a second only while somebody still listens to the first.
+Models load one at a time on a thread of their own, so that the page answers at once and goes on answering. Memory holds
+one big model: before another loads, the answers that run are waited for, up to a limit, and its engine is closed. The
+built-in models are small and stay.
 """
 
 import queue
@@ -16,6 +16,8 @@ from pathlib import Path
 from llava_app.checkpoints import Card, catalogue
 from llava_app.engine import Engine
 from llava_app.errors import ModelError
+
+SWITCH_LIMIT = 30.0  # seconds that the answers of one model can hold up the next
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Models:
         self._slots: dict[Card, _Slot] = {}
         self._pinned: tuple[Card, ...] = ()
         self._lock = threading.Lock()
+        self._returned = threading.Condition(self._lock)  # an engine that was lent is free again
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs.put(lambda: self._load_first(choose))
 
@@ -84,6 +87,7 @@ class Models:
         finally:
             with self._lock:
                 slot.listeners -= 1
+                self._returned.notify_all()
 
     def _work(self) -> None:
         while True:
@@ -108,17 +112,20 @@ class Models:
             ready.set_exception(error)
 
     def _make_room(self, card: Card) -> None:
+        """Close every big engine but that of `card`, which is about to load: when its answers have ended, or at the
+        limit, which ends them."""
         if card.kind == "built-in":
             return
         with self._lock:
-            idle = [
+            others = [
                 other
                 for other, slot in self._slots.items()
-                if other.kind != "built-in" and not slot.listeners and slot.ready.done() and not slot.ready.exception()
+                if other != card and other.kind != "built-in" and slot.ready.done() and not slot.ready.exception()
             ]
-            engines = [self._slots.pop(other).ready.result().engine for other in idle]
-        for engine in engines:
-            engine.close()
+            slots = [self._slots.pop(other) for other in others]  # whoever asks for one of them now loads it anew
+            self._returned.wait_for(lambda: not any(slot.listeners for slot in slots), SWITCH_LIMIT)
+        for slot in slots:
+            slot.ready.result().engine.close()
 
 
 def _key(card: Card) -> str:
