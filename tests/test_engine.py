@@ -65,7 +65,7 @@ def chosen(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         tokens.extend(chosen)
         return chosen
 
-    monkeypatch.setattr("llava_app.engine.local.choose", note)
+    monkeypatch.setattr("llava_app.engine.worker.choose", note)
     return tokens
 
 
@@ -116,7 +116,7 @@ def test_the_space_between_role_and_answer_is_not_part_of_the_answer(
     engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = iter([*tiny_loaded.processor.tokenizer("  A  joke ", add_special_tokens=False)["input_ids"], 1])
-    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: [next(script)])
+    monkeypatch.setattr("llava_app.engine.worker.choose", lambda *_, **__: [next(script)])
     assert text_of(engine.answer(FUNNY, GREEDY)) == " A  joke "
 
 
@@ -127,7 +127,7 @@ def test_the_image_token_is_never_chosen(engine: LocalEngine, monkeypatch: pytes
         seen.append(float(logits[0, 3]))
         return [1]
 
-    monkeypatch.setattr("llava_app.engine.local.choose", look)
+    monkeypatch.setattr("llava_app.engine.worker.choose", look)
     list(engine.answer(FUNNY, GREEDY))
     assert seen == [-torch.inf]
 
@@ -135,7 +135,7 @@ def test_the_image_token_is_never_chosen(engine: LocalEngine, monkeypatch: pytes
 def test_any_of_several_end_tokens_ends_the_answer(tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     newline = tiny_loaded.processor.tokenizer("\n", add_special_tokens=False)["input_ids"][0]
     monkeypatch.setattr(tiny_loaded.model.generation_config, "eos_token_id", [1, newline])
-    monkeypatch.setattr("llava_app.engine.local.choose", lambda *_, **__: [newline])
+    monkeypatch.setattr("llava_app.engine.worker.choose", lambda *_, **__: [newline])
     engine = LocalEngine(tiny_loaded)
     assert list(engine.answer(FUNNY, GREEDY))[-1] == Piece("", "stop", 1)
     engine.close()
@@ -187,7 +187,7 @@ def test_a_failure_reaches_the_reader_with_its_cause_and_the_next_question_works
         raise RuntimeError("broken") from ValueError("the reason")
 
     with monkeypatch.context() as patch:
-        patch.setattr("llava_app.engine.local.choose", fail)
+        patch.setattr("llava_app.engine.worker.choose", fail)
         with pytest.raises(RuntimeError, match="broken") as caught:
             list(engine.answer(FUNNY, GREEDY))
     assert isinstance(caught.value.__cause__, ValueError)
@@ -200,7 +200,7 @@ def test_too_little_gpu_memory_is_something_a_person_is_told(
     def fail(*_: object, **__: object) -> list[int]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("llava_app.engine.local.choose", fail)
+    monkeypatch.setattr("llava_app.engine.worker.choose", fail)
     with pytest.raises(ModelError, match=r"too little free memory.*smaller model") as caught:
         list(engine.answer(FUNNY, GREEDY))
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
@@ -213,7 +213,7 @@ class Gate:
         self.reached = threading.Event()
         self.opened = threading.Event()
         self.tokens = 0
-        monkeypatch.setattr("llava_app.engine.local.choose", self)
+        monkeypatch.setattr("llava_app.engine.worker.choose", self)
 
     def __call__(self, logits: torch.Tensor, *_: object, **__: object) -> list[int]:
         self.tokens += len(logits)
@@ -292,7 +292,7 @@ def test_a_slow_reader_gets_what_has_arrived_as_one_piece(engine: LocalEngine) -
 def test_the_time_limit_ends_the_answer_and_keeps_what_was_written(
     tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llava_app.engine.local.choose", lambda logits, *_, **__: [50] * len(logits))
+    monkeypatch.setattr("llava_app.engine.worker.choose", lambda logits, *_, **__: [50] * len(logits))
     engine = LocalEngine(tiny_loaded, time_limit=0)
     pieces = list(engine.answer(FUNNY, GREEDY))
     assert pieces[-1].finish == "time"
@@ -310,7 +310,7 @@ def test_closing_the_engine_ends_the_running_answer_and_refuses_the_waiting_one(
     assert gate.reached.wait(30)
     closing = threading.Thread(target=engine.close)
     closing.start()
-    while not engine._closed:
+    while not engine._worker.closed:
         time.sleep(0.01)
     gate.opened.set()
     closing.join()
@@ -328,7 +328,7 @@ def test_a_closed_engine_lets_go_of_the_model_and_of_its_thread(tiny_card: Card)
     list(engine.answer(FUNNY, replace(GREEDY, max_new_tokens=1)))
     engine.close()
     assert threading.active_count() == threads
-    assert loaded.model not in gc.get_referents(engine.__dict__)
+    assert loaded.model not in gc.get_referents(engine._worker.__dict__)
 
 
 def test_a_small_model_answers_on_one_thread_and_leaves_the_others_as_they_were(
@@ -339,7 +339,7 @@ def test_a_small_model_answers_on_one_thread_and_leaves_the_others_as_they_were(
         return [1]
 
     threads: list[int] = []
-    monkeypatch.setattr("llava_app.engine.local.choose", note)
+    monkeypatch.setattr("llava_app.engine.worker.choose", note)
     before = torch.get_num_threads()
     list(engine.answer(FUNNY, GREEDY))
     engine.close()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
-from llava_app.engine import local as local_module
+from llava_app.engine import worker as worker_module
 from llava_app.engine.decoder import Span
 from llava_app.engine.local import LocalEngine
 from llava_app.errors import BusyError, ModelError
@@ -59,8 +59,8 @@ class Steps:
     def __init__(self, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.spans: list[list[Span]] = []
         self.fails = lambda spans: None  # may raise
-        self._step = engine._decoder.step
-        monkeypatch.setattr(engine._decoder, "step", self.step)
+        self._step = engine._worker._decoder.step
+        monkeypatch.setattr(engine._worker._decoder, "step", self.step)
 
     def step(self, embeds: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
         self.spans.append(list(spans))
@@ -87,7 +87,7 @@ def test_a_seed_gives_the_same_answer_alone_and_among_others(engine: LocalEngine
 
 
 def test_a_long_prompt_does_not_stall_the_others(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_module, "CHUNK", 16)
+    monkeypatch.setattr(worker_module, "CHUNK", 16)
     steps = Steps(engine, monkeypatch)
     running = engine.answer(EIGHT[0], replace(GREEDY, max_new_tokens=400))
     while not next(running).text:
@@ -208,13 +208,13 @@ def test_out_of_memory_once_is_not_noticed(
     engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(spans: Sequence[Span]) -> None:
-        if sum(span.length for span in spans) > local_module.CHUNK // 4:
+        if sum(span.length for span in spans) > worker_module.CHUNK // 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(local_module, "CHUNK", 100)
+    monkeypatch.setattr(worker_module, "CHUNK", 100)
     Steps(engine, monkeypatch).fails = fail
     assert text_of(engine, EIGHT[0]) == alone(tiny_loaded, EIGHT[0])
-    assert engine._features.bytes == 0
+    assert engine._worker.features.bytes == 0
 
 
 def test_out_of_memory_for_good_is_a_named_error_for_that_request_only(
@@ -235,7 +235,7 @@ def test_out_of_memory_in_the_vision_tower_is_tried_once_more(
     engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = alone(tiny_loaded, EIGHT[0])
-    see = engine._see
+    see = engine._worker._see
     calls = iter([torch.OutOfMemoryError("CUDA out of memory.")])
 
     def fail_once(*arguments: object) -> torch.Tensor:
@@ -243,12 +243,12 @@ def test_out_of_memory_in_the_vision_tower_is_tried_once_more(
             raise error
         return see(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine, "_see", fail_once)
+    monkeypatch.setattr(engine._worker, "_see", fail_once)
     assert text_of(engine, EIGHT[0]) == expected
 
 
 def test_a_stop_while_the_prompt_is_read_ends_the_reading(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_module, "CHUNK", 8)
+    monkeypatch.setattr(worker_module, "CHUNK", 8)
     reached, go_on = threading.Event(), threading.Event()
 
     def wait(spans: Sequence[Span]) -> None:
@@ -301,7 +301,7 @@ def test_a_thousand_requests_with_random_stops_leak_nothing_and_change_nothing(t
         assert all(people.map(ask, range(1000)))
     text_of(engine, EIGHT[0], short)  # behind it, everything given up has been dropped
     snapshot = engine.snapshot()
-    assert (snapshot.queued, snapshot.answering, engine._slots.busy) == (0, 0, 0)
+    assert (snapshot.queued, snapshot.answering, engine._worker.slots.busy) == (0, 0, 0)
     assert snapshot.tokens_held <= 4 * tiny_loaded.plan.length
     assert snapshot.pictures_seen <= 4 * 8  # at most once for each, by whoever asks while it is being seen
     engine.close()

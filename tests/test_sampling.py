@@ -78,7 +78,10 @@ def chosen(logits_1V: torch.Tensor, sampling: Sampling, *, read: list[int], seed
 def chosen_by_transformers(logits_1V: torch.Tensor, sampling: Sampling, *, read: list[int], seed: int) -> set[int]:
     """The token whose part of the probability, likeliest first, holds the uniform number; two where it is a close
     thing."""
-    steps = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty), TemperatureLogitsWarper(sampling.temperature)]
+    steps = [
+        RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty),
+        TemperatureLogitsWarper(sampling.temperature),
+    ]
     steps += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
     steps += [TopPLogitsWarper(sampling.top_p)]
     for step in steps:

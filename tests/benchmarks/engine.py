@@ -214,7 +214,7 @@ class Pair:
         self._fresh = iter(range(10**6))
 
     def __enter__(self) -> "Pair":
-        torch.set_num_threads(self.engine._threads)
+        torch.set_num_threads(self.engine._worker._threads)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -251,7 +251,7 @@ class Pair:
         return Run(streamer.times, text.strip())
 
     def _generate(self, arguments: dict[str, object]) -> None:
-        torch.set_num_threads(self.engine._threads)
+        torch.set_num_threads(self.engine._worker._threads)
         with torch.inference_mode():
             self.baseline.model.generate(**arguments)
 

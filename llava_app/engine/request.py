@@ -1,0 +1,63 @@
+"""A question on its way to the engine's thread, and its answer on the way back."""
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+
+from llava_app.engine import Piece, Sampling
+from llava_app.images import Picture
+from llava_app.prompts import Prepared
+
+HEARTBEAT = 0.1  # seconds without news after which a waiting consumer gets an empty piece
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in a prompt: its image tokens are those from `start` to `end`."""
+
+    picture: Picture
+    start: int
+    end: int
+
+
+@dataclass(eq=False)
+class Request:
+    """A question on its way to the thread, and the pieces on their way back."""
+
+    ids: list[int]  # the prompt
+    shown: list[Shown]
+    sampling: Sampling
+    prepared: dict[str, Prepared]  # by digest, the pictures whose features were not there when it was asked
+    asked: float = field(default_factory=time.monotonic)
+    outbox: "queue.SimpleQueue[Piece | Exception]" = field(default_factory=queue.SimpleQueue)
+    given_up: threading.Event = field(default_factory=threading.Event)  # set when nobody reads the answer any more
+    phase: str = "queued"  # as in Piece
+
+    @property
+    def contents(self) -> list[int]:
+        """The prompt as `Slots` compares it: text by its ids, a picture by a negative number of its own."""
+        contents = list(self.ids)
+        for shown in self.shown:
+            number = -1 - hash(shown.picture.digest) % 2**62
+            contents[shown.start : shown.end] = [number] * (shown.end - shown.start)
+        return contents
+
+    def take(self) -> Piece:
+        """All that has arrived, as one piece; a heartbeat when nothing has for a while. Raises what the thread raised.
+
+        Joining keeps a slow consumer at the model's heels instead of one redraw per token behind.
+        """
+        try:
+            arrived = [self.outbox.get(timeout=HEARTBEAT)]
+        except queue.Empty:
+            return Piece("", phase=self.phase)
+        while not self.outbox.empty():
+            arrived.append(self.outbox.get())
+        texts = []
+        for item in arrived:
+            if isinstance(item, Exception):
+                raise item
+            texts.append(item.text)
+            last = item
+        return Piece("".join(texts), last.finish, last.tokens)

@@ -1,0 +1,306 @@
+"""The engine's thread: it owns the model and computes for everybody at once."""
+
+import queue
+import time
+import traceback
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from llava_app.engine import Piece
+from llava_app.engine.decoder import Span, make_decoder
+from llava_app.engine.features import FeatureCache
+from llava_app.engine.request import Request
+from llava_app.engine.sampling import choose
+from llava_app.engine.slots import Slots
+from llava_app.engine.stream import StopText, TextStream
+from llava_app.engine.watch import Meter
+from llava_app.errors import BusyError, ModelError
+from llava_app.images import Picture
+from llava_app.loading import SMALL_BYTES, Loaded
+from llava_app.memory import Plan
+from llava_app.prompts import Prepared, prepare
+
+CHUNK = 512  # tokens of prompts in one step while others wait for their next token
+
+
+@dataclass(eq=False)
+class _Answer:
+    """An answer being written into a row of the cache."""
+
+    request: Request
+    row: int
+    held: int  # tokens that the row holds
+    unread_SD: Tensor  # embeddings of what is to be read next: the rest of the prompt, or the last token
+    contents: list[int]  # of the whole prompt and of the tokens written, as `Slots` compares them
+    room: int  # tokens it may have
+    deadline: float  # on the monotonic clock
+    generator: torch.Generator
+    stream: TextStream
+    stop_text: StopText
+    tokens: int = 0
+    shown: bool = False  # whether any text was handed out
+
+
+class Worker:
+    """Reads requests and writes answers, one step for everybody at a time, in as many rows as the plan allows.
+
+    `work` is the thread's function. Other threads put requests into `inbox` and read `features`, `slots` and `meter`.
+    """
+
+    def __init__(self, loaded: Loaded, plan: Plan, *, time_limit: float) -> None:
+        self._card = loaded.card
+        self._model = loaded.model
+        self._processor = loaded.processor
+        self._device = loaded.device
+        self._time_limit = time_limit
+        self._plan = plan
+        eight_bit = loaded.precision == "8bit"
+        self._decoder = make_decoder(self._model, rows=plan.rows, length=plan.length, eight_bit=eight_bit)
+        # Handing a small matrix to a second CPU thread costs more than multiplying it.
+        self._threads = 1 if self._model.get_memory_footprint() < SMALL_BYTES else _all_threads()
+        end = loaded.model.generation_config.eos_token_id
+        self._end_tokens = frozenset([end] if isinstance(end, int) else end)
+        self.inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self.closed = False
+        self.features = FeatureCache(plan.feature_bytes)
+        self.slots = Slots(plan.rows)
+        self.meter = Meter()
+        self.active: list[_Answer] = []
+
+    def put_away(self) -> BusyError:
+        """What somebody is told whose question came too late."""
+        return BusyError(f"{self._card.name} has been put away for another model. Send the question again.")
+
+    @torch.inference_mode()
+    def work(self) -> None:
+        """Admit who waits, read and write one step for everybody, until the None that `close` sends."""
+        while True:
+            if self.slots.free and not self._admit_next():
+                break
+            self._end_abandoned()
+            if self.active:
+                self._advance(self.active)
+        for answer in self.active:
+            answer.request.outbox.put(Piece(answer.stop_text.flush(), "stopped", answer.tokens))
+        torch.set_num_threads(_all_threads())
+        self.features.clear()
+        del self._model, self._decoder
+
+    def _admit_next(self) -> bool:
+        """Take one request from the inbox, waiting for it when there is nothing else to do; whether to go on."""
+        try:
+            request = self.inbox.get_nowait() if self.active else self._wait()
+        except queue.Empty:
+            return True
+        if request is None:
+            return False
+        if self.closed:
+            request.outbox.put(self.put_away())
+        elif not request.given_up.is_set():
+            try:
+                self.active.append(self._admit_or_relieve(request))
+            except Exception as error:
+                self._refuse(request, error)
+        return True
+
+    def _wait(self) -> Request | None:
+        torch.set_num_threads(_all_threads())
+        request = self.inbox.get()
+        torch.set_num_threads(self._threads)
+        return request
+
+    def _admit_or_relieve(self, request: Request) -> _Answer:
+        try:
+            return self._admit(request)
+        except torch.OutOfMemoryError:
+            self._relieve()
+            return self._admit(request)
+
+    def _admit(self, request: Request) -> _Answer:
+        """Give the request a row with as much of its prompt as the cache holds, and embed the rest."""
+        request.phase = "reading"
+        contents = request.contents
+        place = self.slots.take(contents)
+        try:
+            if place.source != place.row:
+                self._decoder.copy(place.source, place.row, place.length)
+            unread_SD = self._embed(request, place.length)
+        except Exception:
+            self.slots.release(place.row)
+            raise
+        self.meter.reused += place.length
+        seed = request.sampling.seed
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        return _Answer(
+            request,
+            place.row,
+            place.length,
+            unread_SD,
+            contents,
+            room=min(request.sampling.max_new_tokens, self._plan.length - len(contents)),
+            deadline=time.monotonic() + self._time_limit,
+            generator=generator,
+            stream=TextStream(self._processor.tokenizer, before=request.ids),
+            stop_text=StopText(request.sampling.stop),
+        )
+
+    def _embed(self, request: Request, begin: int) -> Tensor:
+        """The embeddings of the prompt from token `begin` on, pictures in their places."""
+        ids_S = torch.tensor(request.ids[begin:], device=self._device)
+        embeds_SD = self._embed_tokens(ids_S)
+        for shown in request.shown:
+            if shown.end <= begin:
+                self.meter.recalled += 1
+                continue
+            first = max(shown.start, begin)
+            features_SD = self._see(shown.picture, request.prepared)
+            embeds_SD[first - begin : shown.end - begin] = features_SD[first - shown.start :].to(embeds_SD.dtype)
+        return embeds_SD
+
+    def _embed_tokens(self, ids_S: Tensor) -> Tensor:
+        return self._model.get_input_embeddings()(ids_S.masked_fill(ids_S == self._model.config.image_token_id, 0))
+
+    def _see(self, picture: Picture, prepared: dict[str, Prepared]) -> Tensor:
+        """The projected features of a picture, (S, D)."""
+        features_SD = self.features.get(picture.digest)
+        if features_SD is not None:
+            self.meter.recalled += 1
+            return features_SD
+        seen = prepared.get(picture.digest) or prepare(picture.image, self._processor)
+        pixels_13HW = seen.pixel_values[None].to(self._device)
+        features_SD = self._model.get_image_features(pixels_13HW).pooler_output[0]
+        self.features.put(picture.digest, features_SD)
+        self.meter.seen += 1
+        return features_SD
+
+    def _advance(self, answers: list[_Answer], *, again: bool = False) -> None:
+        """One step for these answers. When it fails, each goes once more, alone and in smaller parts, so that whatever
+        is wrong with one of them, or with all of them together, ends as few as possible."""
+        begun = time.monotonic()
+        parts = _parts(answers, CHUNK // 4 if again else CHUNK)
+        try:
+            chosen = self._step(parts)
+        except Exception as error:
+            if again:
+                self._fail(answers[0], error)
+                return
+            traceback.clear_frames(error.__traceback__)
+            if isinstance(error, torch.OutOfMemoryError):
+                self._relieve()
+            for answer in list(answers):
+                self._advance([answer], again=True)
+            return
+        self.meter.step(begun, len(chosen))
+        for answer, token in chosen:
+            try:
+                self._hand_out(answer, token)
+            except Exception as error:
+                self._fail(answer, error)
+
+    def _step(self, parts: list[tuple[_Answer, int]]) -> list[tuple[_Answer, int]]:
+        """Read the first so many unread tokens of each answer; the next token of each that has nothing left to read."""
+        spans = [Span(answer.row, answer.held, size) for answer, size in parts]
+        logits_BV = self._decoder.step(torch.cat([answer.unread_SD[:size] for answer, size in parts]), spans)
+        rows = [row for row, (answer, size) in enumerate(parts) if size == len(answer.unread_SD)]
+        writing = [parts[row][0] for row in rows]
+        tokens = []
+        if writing:
+            logits_BV = logits_BV[rows].float()
+            logits_BV[:, self._model.config.image_token_id] = -torch.inf  # a picture nobody sent breaks the next turn
+            tokens = choose(
+                logits_BV,
+                [answer.request.sampling for answer in writing],
+                read=[answer.contents for answer in writing],
+                generators=[answer.generator for answer in writing],
+            )
+            embeds_BD = self._embed_tokens(torch.tensor(tokens, device=self._device))
+        for answer, size in parts:
+            self.slots.extend(answer.row, answer.contents[answer.held : answer.held + size])
+            self.meter.read += 0 if answer.tokens else size
+            answer.held += size
+            answer.unread_SD = answer.unread_SD[size:]
+        for number, answer in enumerate(writing):
+            answer.unread_SD = embeds_BD[number : number + 1]
+            answer.contents.append(tokens[number])
+        return list(zip(writing, tokens, strict=True))
+
+    def _hand_out(self, answer: _Answer, token: int) -> None:
+        """Send the text that `token` completes to the reader, and end the answer if it ends here."""
+        answer.request.phase = "writing"
+        answer.tokens += 1
+        if answer.tokens == 1:
+            self.meter.first_token(time.monotonic() - answer.request.asked)
+        text = "" if token in self._end_tokens else answer.stop_text.push(answer.stream.push(token))
+        finish = self._verdict(answer, token)
+        if finish:
+            text += answer.stop_text.push(answer.stream.flush()) + answer.stop_text.flush()
+        if text and not answer.shown:
+            text = text.removeprefix(" ")  # the templates write it between the role and the answer
+            answer.shown = True
+        answer.request.outbox.put(Piece(text, finish, answer.tokens))
+        if finish:
+            self._end(answer)
+
+    def _verdict(self, answer: _Answer, token: int) -> str | None:
+        """Why the answer ends with `token`, or None if it goes on."""
+        if token in self._end_tokens or answer.stop_text.reached:
+            return "stop"
+        if answer.tokens >= answer.room:
+            return "length"
+        if self.closed:
+            return "stopped"
+        return "time" if time.monotonic() > answer.deadline else None
+
+    def _end(self, answer: _Answer) -> None:
+        self.slots.release(answer.row)
+        self.active.remove(answer)
+
+    def _end_abandoned(self) -> None:
+        for answer in [answer for answer in self.active if answer.request.given_up.is_set()]:
+            self._end(answer)
+
+    def _fail(self, answer: _Answer, error: Exception) -> None:
+        """End one answer with an error, which its reader raises."""
+        self._end(answer)
+        self._refuse(answer.request, error)
+
+    def _refuse(self, request: Request, error: Exception) -> None:
+        traceback.clear_frames(error.__traceback__)  # they hold tensors, and the reader may keep the error
+        if isinstance(error, torch.OutOfMemoryError):
+            explained = ModelError(
+                f"The GPU has too little free memory for this conversation with {self._card.name}. "
+                "Start a new chat, use fewer pictures, or choose a smaller model."
+            )
+            explained.__cause__ = error
+            error = explained
+        request.outbox.put(error)
+
+    def _relieve(self) -> None:
+        """Give back what can be computed again."""
+        self.features.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _parts(answers: list[_Answer], chunk: int) -> list[tuple[_Answer, int]]:
+    """How many tokens each answer reads in the next step: one of what it writes, at most `chunk` of all prompts."""
+    parts = []
+    for answer in answers:
+        size = len(answer.unread_SD) if answer.tokens else min(len(answer.unread_SD), chunk)
+        chunk -= 0 if answer.tokens else size
+        if size:
+            parts.append((answer, size))
+    return parts
+
+
+@cache
+def _all_threads() -> int:
+    """How many threads torch takes by itself, asked before the first engine changes it."""
+    return torch.get_num_threads()
