@@ -56,10 +56,10 @@ def test_every_token_can_be_drawn_where_all_are_alike() -> None:
 
 SAMPLINGS = st.builds(
     Sampling,
-    temperature=st.sampled_from([0, 0.3, 1, 2]),
-    top_p=st.sampled_from([0.05, 0.5, 0.9, 1]),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]),
     top_k=st.sampled_from([0, 1, 50, CANDIDATES + 50]),
-    repetition_penalty=st.sampled_from([0.5, 1, 1.3]),
+    repetition_penalty=st.sampled_from([0.5, 1.0, 1.3]),
 )
 SEEDS = st.integers(0, 2**32 - 1)
 READ = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)
@@ -104,7 +104,7 @@ def test_the_choice_is_what_transformers_leaves_to_choose_from(
     assert token in chosen_by_transformers(logits_1V, sampling, read=read, seed=seed)
 
 
-@given(SEEDS, READ, st.sampled_from([0.5, 1, 1.3]))
+@given(SEEDS, READ, st.sampled_from([0.5, 1.0, 1.3]))
 def test_the_best_token_is_the_best_after_the_penalty(seed: int, read: list[int], penalty: float) -> None:
     logits_1V = random_logits(seed, 2)
     best = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([read]), logits_1V).argmax()

@@ -16,12 +16,12 @@ class Plan:
 
     folder: Path = Path("data/memeworld")
     eyes_pictures: int = 40_000
-    eyes_steps: int = 2_800
-    text_steps: int = 4_300
+    eyes_steps: int = 3_200
+    text_steps: int = 4_500
     pictures: int = 50_000
     texts: int = 8_000
-    align_steps: int = 300
-    instruct_steps: int = 1_400
+    align_steps: int = 500
+    instruct_steps: int = 3_600
     processes: int = 2
 
 
@@ -96,11 +96,13 @@ def _show(plan: Plan) -> None:
 
 
 def _stage(stage: str, plan: Plan, *, base: Path, name: str, steps: int) -> None:
-    started = (Path("runs") / name / "run.yaml").exists()
-    options = (
-        ["--resume"] if started else ["--base", base, "--data", plan.folder / f"{stage}.json", f"max_steps={steps}"]
-    )
-    _finetune(stage, "--name", name, *options)
+    from finetune.memeworld.pretrain import worth_compiling
+
+    settings = [f"max_steps={steps}", f"compile={str(worth_compiling(steps)).lower()}"]
+    if (Path("runs") / name / "run.yaml").exists():
+        _finetune(stage, "--name", name, "--resume")
+    else:
+        _finetune(stage, "--name", name, "--base", base, "--data", plan.folder / f"{stage}.json", *settings)
 
 
 def _finetune(*arguments: str | Path) -> None:

@@ -237,8 +237,7 @@ def _pretrain(folder: Path, module: nn.Module, batch: Callable[[int], tuple[Tens
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first = state["step"]
-    compiles = schedule.steps > WORTH_COMPILING and (device.type == "cuda" or shutil.which("g++"))
-    compiled = torch.compile(module, dynamic=False) if compiles else module
+    compiled = torch.compile(module, dynamic=False) if worth_compiling(schedule.steps) else module
     started = time.monotonic()
     with (folder / "log.jsonl").open("a") as log:
         for step in tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name):
@@ -258,6 +257,11 @@ def _pretrain(folder: Path, module: nn.Module, batch: Callable[[int], tuple[Tens
             log.flush()
             if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
                 _save_state(state_file, module, optimizers, step + 1)
+
+
+def worth_compiling(steps: int) -> bool:
+    """Whether a run of so many steps gets faster by compiling, on a machine that can."""
+    return steps > WORTH_COMPILING and (torch.cuda.is_available() or shutil.which("g++") is not None)
 
 
 def _optimizers(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:

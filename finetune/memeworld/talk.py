@@ -87,19 +87,26 @@ def text_answer(scene: Scene) -> str:
 def joke_answer(scene: Scene) -> str:
     if scene.claim is None:
         return "There is no joke: the picture has no caption."
-    if scene.joke is None:
-        return f"There is no joke: the caption says {scene.claim.words()}, and that is true."
-    return f"The caption says {scene.claim.words()}, but the picture shows {_truth(scene)}."
+    verdict = "so there is no joke" if scene.joke is None else "and that is the joke"
+    return f"{_compared(scene)}, {verdict}."
+
+
+def _compared(scene: Scene) -> str:
+    """What is claimed beside what is shown. A small model finds the verdict once it has said both, not before."""
+    assert scene.claim
+    return f"The caption says {scene.claim.words()}. The picture shows {_truth(scene)}"
 
 
 def _truth(scene: Scene) -> str:
-    """What the picture shows in place of the claim, said in the terms of the joke."""
+    """What the picture shows in place of the claim, in the terms of the joke; the claim itself where it is true."""
     assert scene.claim
+    if scene.joke is None:
+        return scene.claim.words()
     if scene.joke == "thing":
         return things_phrase(scene, coloured=False)
     shown = scene.of_kind(scene.claim.kind)
     noun = shown[0].kind if len(shown) == 1 else plural(shown[0].kind)
-    adjective = {"colour": [shown[0].colour], "size": [shown[0].size], "count": []}[scene.joke or ""]
+    adjective = {"colour": [shown[0].colour], "size": [shown[0].size], "count": []}[scene.joke]
     phrase_ = " ".join([*adjective, noun])
     return with_article(phrase_) if scene.claim.count is None else f"{NUMBERS[len(shown)]} {phrase_}"
 
@@ -163,7 +170,7 @@ def exists_answer(scene: Scene, word: str) -> str:
 def funny_answer(scene: Scene) -> str:
     if scene.claim is None:
         return "No, the picture has no caption."
-    return "No, the caption is true." if scene.joke is None else "Yes, the caption does not fit the picture."
+    return f"{_compared(scene)}, {'so no' if scene.joke is None else 'so yes'}."
 
 
 def _about_thing(answer: Callable[[Scene, Thing], str]) -> Callable[[random.Random, Scene], Asked]:

@@ -30,7 +30,8 @@ from llava_app.ui.models import Models
 MAX_PICTURES = 8  # in one message
 MAX_CHARACTERS = 20_000  # in one question; far above any model's context, far below what stalls a tokenizer
 HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
-REDRAW = 0.025  # s: pieces that come within it are shown together
+REDRAW = (0.025, 0.25)  # s: pieces that come within the first are shown together, and at most within the second
+DRAWING_SHARE = 0.2  # of the time that drawing may take, in which the model waits for Python
 
 Update = tuple[Any, Any, Any]  # the talk, the Chatbot's messages, the box
 Setting = float | str | None  # temperature, top-p and longest answer are numbers, the seed is text
@@ -156,12 +157,19 @@ class Handlers:
         with self.models.lend(card) as ready:
             yield from _until(ready, talk, f"Loading {card.name} …")
             with closing(reply(ready.result().engine, talk.conversation, sampling)) as answer:
-                drawn_at, phase = 0.0, None
+                next_at, phase = 0.0, None
                 for progress in answer:
-                    if progress.phase == phase and time.monotonic() - drawn_at < REDRAW:
+                    if progress.phase == phase and time.monotonic() < next_at:
                         continue
                     drawn_at, phase = time.monotonic(), progress.phase
                     yield talk.advance(progress), None if phase == "done" else phase
+                    next_at = drawn_at + _pause(time.monotonic() - drawn_at)
+
+
+def _pause(drawing: float) -> float:
+    """Seconds from one drawing to the next, when one takes so long: longer for many people than for one."""
+    shortest, longest = REDRAW
+    return min(max(shortest, drawing / DRAWING_SHARE), longest)
 
 
 def _until(future: Future[Any], talk: Talk, phase: str) -> Iterator[tuple[Talk, str]]:

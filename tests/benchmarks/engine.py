@@ -32,6 +32,7 @@ from llava_app.loading import Loaded, load, make_processor
 from llava_app.memory import free_bytes, make_plan, need
 from llava_app.prompts import encode
 from tests.benchmarks.draw import draw
+from tests.benchmarks.memory import memory_rows
 from tests.benchmarks.page import page_rows, without_end_token
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,6 +103,7 @@ def measure(effort: Effort) -> Iterator[Row]:
 
 def large(effort: Effort) -> Iterator[Row]:
     plain = endless(random_llava("500M", side=112, width=1024, layers=16, vocabulary=32_000))
+    yield from (Row(*row) for row in memory_rows(plain))
     fast = in_eight_bits(plain)
     shorter = replace(effort, tokens=effort.tokens // 4)
     with Pair(fast, baseline=plain) as pair:

@@ -105,7 +105,7 @@ def test_what_is_said_of_a_scene() -> None:
         "A big red cat on the left and a small blue dog on the right, in a meadow. "
         'The text says "MY GREEN CAT" and "LOL".'
     )
-    assert talk.joke_answer(scene) == "The caption says a green cat, but the picture shows a red cat."
+    assert talk.joke_answer(scene) == "The caption says a green cat. The picture shows a red cat, and that is the joke."
     assert talk.where_answer(scene, dog) == "The dog is on the right."
     assert talk.exists_answer(scene, "fish") == "No, there is no fish."
 
@@ -114,7 +114,8 @@ def test_what_is_said_of_several_alike() -> None:
     apples = tuple(Thing("apple", "green", "small", place) for place in ("left", "middle"))
     scene = Scene(apples, "night", Claim("apple", count=3), joke="count")
     assert talk.caption(scene) == 'Two green apples, at night. The text says "THREE APPLES".'
-    assert talk.joke_answer(scene) == "The caption says three apples, but the picture shows two apples."
+    told = "The caption says three apples. The picture shows two apples, and that is the joke."
+    assert talk.joke_answer(scene) == told
     assert talk.count_answer(scene, "apple") == "There are two apples."
     assert talk.size_answer(scene, apples[0]) == "The apples are small."
 
@@ -123,7 +124,7 @@ def test_a_true_caption_and_a_missing_one_are_no_jokes() -> None:
     fish = (Thing("fish", "orange", "big", "middle"),)
     assert talk.joke_answer(Scene(fish, "beach")) == "There is no joke: the picture has no caption."
     told = talk.joke_answer(Scene(fish, "beach", Claim("fish", colour="orange")))
-    assert told == "There is no joke: the caption says an orange fish, and that is true."
+    assert told == "The caption says an orange fish. The picture shows an orange fish, so there is no joke."
 
 
 @given(splits, numbers, numbers)
