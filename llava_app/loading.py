@@ -23,14 +23,10 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 
 from llava_app.checkpoints import HUB_PRESETS, Card, built_in
 from llava_app.errors import ModelError
-from llava_app.memory import Plan, free_bytes, make_plan, need
+from llava_app.memory import UNQUANTISED, Plan, free_bytes, make_plan, need
 from llava_app.prompts import template_text
 
 PRECISIONS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
-
-# What stays in 16 bit in a 4-bit model. The paths must be these: plain "vision_tower" is ignored by transformers,
-# and a list without "lm_head" quantises the head.
-UNQUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 # LLaVA-1.5-7B on a GPU: 6.48e9 quantised weights at 4.13 bits (NF4 and its scales, themselves quantised) = 3.3 GB,
 # 0.59e9 weights of tower, projector, embeddings and head at 16 bits = 1.2 GB, keys and values of 4,096 tokens
@@ -85,7 +81,7 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     device = _device()
     precision, why = _choose_precision(precision, folder, device=device)
     try:
-        wanted = need(_config(folder), precision, unquantised=UNQUANTISED)
+        wanted = need(_config(folder), precision)
         plan = make_plan(wanted, free_bytes(device), name=card.name, precision=precision)
         model = _load_model(folder, device, precision=precision)
         processor = _load_processor(folder, card, config=model.config)
@@ -221,7 +217,7 @@ def _quantisation(device: torch.device) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float16 if old else torch.bfloat16,
-        llm_int8_skip_modules=UNQUANTISED,
+        llm_int8_skip_modules=list(UNQUANTISED["4bit"]),
     )
 
 

@@ -1,6 +1,5 @@
 """What a model needs, computed from its config before anything is loaded, against what is free."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,12 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 2.0, "4bit": 2
 # Of the weights that a precision is about. 4bit: NF4 with scales that are quantised themselves (Dettmers et al. 2023,
 # section 3) is 4 bits, 8 for each 64 weights, 32 for each 64 x 256: 4.127. 8bit: 16 for reading and 8 for writing.
 BYTES_IN_LAYERS = BYTES | {"8bit": 3.0, "4bit": 4.127 / 8}
+# What stays in 16 bit. For 4bit the paths must be these: transformers ignores plain "vision_tower", and a list without
+# "lm_head" quantises the head.
+UNQUANTISED = {
+    "4bit": ("model.vision_tower", "model.multi_modal_projector", "lm_head"),
+    "8bit": ("model.vision_tower", "model.multi_modal_projector"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,21 +56,21 @@ class Plan:
         return self.need.weights + self.need.step + self.feature_bytes + self.rows * self.length * self.token_bytes
 
 
-def need(config: LlavaConfig, precision: str, *, unquantised: Sequence[str]) -> Need:
+def need(config: LlavaConfig, precision: str) -> Need:
     """What the model of `config` takes in `precision`, a key of BYTES.
 
-    `unquantised`: module paths that stay in 16 bits when the rest has fewer. Exact for the weights; for the
-    activations of a step, the largest tensors that live at the same time.
+    Exact for the weights; for the activations of a step, the largest tensors that live at the same time.
     """
     text, vision = config.text_config, config.vision_config
     number = BYTES[precision]
-    heads = text.num_key_value_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads *= getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     patches = (vision.image_size // vision.patch_size) ** 2
     seen = (patches + 1) * ((vision.num_hidden_layers + 1) * vision.hidden_size + 2 * vision.intermediate_size)
     read = STEP * (4 * text.hidden_size + 3 * text.intermediate_size)
     dequantised = text.hidden_size * text.intermediate_size if precision == "4bit" else 0
     return Need(
-        weights=_weights(config, precision, unquantised),
+        weights=_weights(config, precision),
         token=int(2 * text.num_hidden_layers * heads * number),
         step=number * (max(seen, read + dequantised) + MOST_ROWS * text.vocab_size * 2),
         picture=int(patches * text.hidden_size * number),
@@ -77,15 +82,15 @@ def need(config: LlavaConfig, precision: str, *, unquantised: Sequence[str]) -> 
 def make_plan(wanted: Need, free: float, *, name: str, precision: str) -> Plan:
     """Rows and context for a model that needs `wanted`, in `free` bytes. Raises ModelError with what would help."""
     left = SHARE * free - wanted.weights - wanted.step
-    least = wanted.picture_tokens + LEAST_ROOM
-    if left < (min(least, wanted.positions)) * wanted.token:
+    least = min(wanted.picture_tokens + LEAST_ROOM, wanted.positions)
+    if left < least * wanted.token:
         smallest = wanted.weights + wanted.step + least * wanted.token
         lighter = "a smaller model" if precision == "4bit" else "--precision 4bit or a smaller model"
         raise ModelError(
             f"{name} needs {smallest / SHARE / 1e9:.1f} GB in {precision} and {free / 1e9:.1f} GB are free. "
             f"Choose {lighter}, or close what else uses the memory."
         )
-    features = min(FEATURES * wanted.picture, left / 10)
+    features = max(0.0, min(FEATURES * wanted.picture, left / 10, left - least * wanted.token))
     length = int(min(wanted.positions, (left - features) // wanted.token))
     rows = int(min(MOST_ROWS, (left - features) // (length * wanted.token)))
     return Plan(max(1, rows), length, wanted.token, int(features), wanted)
@@ -102,21 +107,25 @@ def _free_in_container() -> float:
     """What a control group leaves, on Linux; infinite without one."""
     group = Path("/sys/fs/cgroup")
     try:
-        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        used = int((group / "memory.current").read_text())
+        given_back = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+        return int((group / "memory.max").read_text()) - used + int(given_back)
     except (OSError, ValueError):  # not Linux, an older kernel, or "max": no limit
         return float("inf")
 
 
-def _weights(config: LlavaConfig, precision: str, unquantised: Sequence[str]) -> float:
-    """Bytes of all weights, counted on a model without any."""
+def _weights(config: LlavaConfig, precision: str) -> float:
+    """Bytes of all weights, counted on a model without any. A head that is tied to the embeddings counts as well: the
+    engine keeps it in an order of its own."""
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(deepcopy(config))
     layers = {
         id(module.weight)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(tuple(unquantised))
+        if isinstance(module, nn.Linear) and not name.startswith(UNQUANTISED.get(precision, ()))
     }
+    tied = (model.lm_head.weight,) if config.text_config.tie_word_embeddings else ()
     return sum(
         parameter.numel() * (BYTES_IN_LAYERS if id(parameter) in layers else BYTES)[precision]
-        for parameter in model.parameters()
+        for parameter in (*model.parameters(), *tied)
     )

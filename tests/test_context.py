@@ -104,7 +104,7 @@ def first_turns(turns: list[Turn], limit: int, room: int) -> list[int]:
 
 
 @given(st.lists(st.builds(turn, st.integers(1, 10), st.integers(0, 20)), max_size=20))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_a_growing_conversation_keeps_its_beginning_from_one_question_to_the_next(turns: list[Turn]) -> None:
     """No turn takes more than an eighth of the context, so at least three fit into the half that was emptied."""
     firsts = first_turns(turns, limit=240 + SYSTEM + 30, room=30)

@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, DynamicCache, GPTNeoXConfig, LlamaCon
 from llava_app.checkpoints import Card
 from llava_app.engine.decoder import make_decoder
 from llava_app.errors import ModelError
-from llava_app.loading import UNQUANTISED, load
+from llava_app.loading import load
 from llava_app.memory import LEAST_ROOM, MOST_ROWS, Need, free_bytes, make_plan, need
 from tests.fixtures_model import tiny_config
 
@@ -31,7 +31,7 @@ SEVEN = LlavaConfig(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_plan_knows_what_a_loaded_model_takes(tiny_card: Card, precision: str) -> None:
     model = load(tiny_card, precision).model
-    wanted = need(model.config, precision, unquantised=UNQUANTISED)
+    wanted = need(model.config, precision)
     assert wanted.weights == sum(parameter.nbytes for parameter in model.parameters())
     cache, embeds_1SD = DynamicCache(), torch.zeros(1, 5, 64, dtype=model.dtype)
     with torch.no_grad():
@@ -42,9 +42,9 @@ def test_the_plan_knows_what_a_loaded_model_takes(tiny_card: Card, precision: st
     assert wanted.positions == 512
 
 
-def test_tied_weights_count_once() -> None:
-    tied, untied = (need(tiny_config(tie_word_embeddings=tied), "float32", unquantised=()) for tied in (True, False))
-    assert untied.weights - tied.weights == 4 * 260 * 64
+def test_a_head_that_shares_the_embeddings_counts_too() -> None:
+    tied, untied = (need(tiny_config(tie_word_embeddings=tied), "float32") for tied in (True, False))
+    assert untied.weights == tied.weights
 
 
 def living_bytes() -> int:
@@ -61,14 +61,14 @@ def test_the_plan_knows_what_a_model_takes_with_its_decoder(tiny_card: Card, pre
     before = living_bytes()
     model = load(tiny_card, precision).model
     decoder = make_decoder(model, rows=1, length=1, eight_bit=precision == "8bit")
-    wanted = need(model.config, precision, unquantised=UNQUANTISED)
+    wanted = need(model.config, precision)
     assert living_bytes() - before == pytest.approx(wanted.weights, rel=0.03)
     del decoder
 
 
 def test_the_arithmetic_of_four_bits_holds_for_seven_billion() -> None:
     """3.3 GB of quantised layers and 1.2 GB of tower, projector, embeddings and head in 16 bits."""
-    four, sixteen = (need(SEVEN, precision, unquantised=UNQUANTISED) for precision in ("4bit", "bfloat16"))
+    four, sixteen = (need(SEVEN, precision) for precision in ("4bit", "bfloat16"))
     assert four.weights == pytest.approx(4.5e9, rel=0.02)
     assert sixteen.weights == pytest.approx(14.1e9, rel=0.01)
     assert (four.token, four.picture_tokens) == (2 * 32 * 4096 * 2, 576)
@@ -79,7 +79,7 @@ def test_a_language_model_without_shared_keys_has_as_many_as_heads() -> None:
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=260
     )
     config = LlavaConfig(vision_config=tiny_config().vision_config, text_config=text, image_token_index=3)
-    assert need(config, "float32", unquantised=()).token == 2 * 2 * 64 * 4
+    assert need(config, "float32").token == 2 * 2 * 64 * 4
 
 
 NEED = Need(weights=1e9, token=1000, step=1e8, picture=10**5, picture_tokens=500, positions=4000)

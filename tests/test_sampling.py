@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import (
     RepetitionPenaltyLogitsProcessor,
@@ -50,7 +50,7 @@ def test_tokens_are_drawn_by_probability(sampling: Sampling, expected: list[floa
 
 
 def test_every_token_can_be_drawn_where_all_are_alike() -> None:
-    frequencies = drawn([1 / VOCABULARY] * VOCABULARY, Sampling(temperature=1, top_p=1), count=20 * VOCABULARY)
+    frequencies = drawn([1 / VOCABULARY] * VOCABULARY, Sampling(temperature=1, top_p=1), count=12 * VOCABULARY)
     assert min(frequencies) > 0
 
 
@@ -95,6 +95,7 @@ def chosen_by_transformers(logits_1V: torch.Tensor, sampling: Sampling, *, read:
 
 
 @given(SEEDS, st.sampled_from([0.3, 2, 6]), SAMPLINGS, READ)
+@settings(deadline=None)
 def test_the_choice_is_what_transformers_leaves_to_choose_from(
     seed: int, spread: float, sampling: Sampling, read: list[int]
 ) -> None:
@@ -115,6 +116,7 @@ ROWS = st.lists(st.tuples(SEEDS, st.sampled_from([0, 0.3, 6]), SAMPLINGS, READ),
 
 
 @given(ROWS)
+@settings(deadline=None)
 def test_a_choice_does_not_depend_on_the_rows_beside_it(rows: list[tuple[int, float, Sampling, list[int]]]) -> None:
     """Nor where many tokens are equally likely, as in bfloat16: spread 0 makes all so."""
     alone = [chosen(random_logits(seed, spread), s, read=read, seed=seed) for seed, spread, s, read in rows]

@@ -1,8 +1,15 @@
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_app.conversation import Conversation
+from llava_app.engine import Sampling
+from llava_app.engine.local import LocalEngine
 from llava_app.engine.slots import Place, Slots
+from llava_app.loading import Loaded
 
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=10)  # so few kinds that many begin alike
 ASKED = st.lists(st.tuples(TOKENS, TOKENS, st.integers(0, 20), st.booleans()), max_size=12)
@@ -59,10 +66,14 @@ TALK = [1, 2, 3, 4, 5, 6, 7, 8]
     ],
 )
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_conversation_goes_on_in_its_row(rows: int, prompt: list[int], length: int) -> None:
+def test_a_conversation_goes_on_in_its_row_unless_more_would_be_lost_and_another_is_empty(
+    rows: int, prompt: list[int], length: int
+) -> None:
     slots = Slots(rows)
     row = held(slots, TALK)
-    assert slots.take(prompt) == Place(row, row, length)
+    place = slots.take(prompt)
+    assert (place.source, place.length) == (row, length)
+    assert (place.row == row) == (rows == 1 or length == len(TALK))
 
 
 def test_a_row_of_which_only_the_beginning_is_shared_keeps_what_it_has() -> None:
@@ -98,10 +109,22 @@ def test_empty_rows_are_taken_first_and_then_those_that_rest_longest() -> None:
     assert slots.take([9]).row == rows[1]
 
 
-def test_forgetting_empties_the_rows_that_rest_and_no_other() -> None:
-    slots = Slots(2)
-    held(slots, [5, 5])
-    held(slots, TALK, busy=True)
-    slots.forget()
-    assert slots.tokens == len(TALK)
-    assert slots.take([5, 5, 5]).length == 0
+def test_a_row_does_not_pretend_to_hold_what_could_not_be_copied(
+    tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def text_of(conversation: Conversation) -> str:
+        return "".join(piece.text for piece in engine.answer(conversation, Sampling(temperature=0, max_new_tokens=20)))
+
+    def fail(*numbers: int) -> None:
+        monkeypatch.setattr(decoder, "copy", copy)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = LocalEngine(tiny_loaded, plan=replace(tiny_loaded.plan, rows=2))
+    decoder, copy = engine._worker._decoder, engine._worker._decoder.copy
+    beginning = Conversation(system="Answer").ask("very " * 10)
+    text_of(Conversation(system="Other").ask("other " * 20))
+    expected = text_of(beginning)
+    text_of(Conversation(system="Answer").ask("very " * 10 + "funny " * 30))
+    monkeypatch.setattr(decoder, "copy", fail)
+    assert text_of(beginning) == expected
+    engine.close()

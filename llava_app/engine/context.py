@@ -22,7 +22,7 @@ def fit(conversation: Conversation, count: Count, *, limit: int, room: int) -> t
     kept = _without_first(conversation, _turns_to_leave_out(conversation, count, limit - room))
     while len(kept.turns) > 1 and count(kept) + room > limit:
         kept = _without_first(kept, 1)
-    while count(kept) >= limit and len(kept.pictures) > len(conversation.turns[-1].images):
+    while count(kept) + room > limit and len(kept.pictures) > len(conversation.turns[-1].images):
         kept = _without_first_picture(kept)
     _check(kept, count, limit=limit)
     turns = len(conversation.turns) - len(kept.turns)
@@ -34,12 +34,14 @@ def _turns_to_leave_out(conversation: Conversation, count: Count, most: int) -> 
     turns = conversation.turns
     bare = count(replace(conversation, turns=turns[-1:])) - count(Conversation(turns[-1:], system=""))
     sizes = [count(Conversation((turn,), system="")) for turn in turns]
+    asked = [count(Conversation((replace(turn, answer=None, finish=None),), system="")) for turn in turns]
     without = [count(Conversation((replace(turn, images=()),), system="")) for turn in turns]
     pictures = [size - text for size, text in zip(sizes, without, strict=True)]
     first = 0
     for last in range(len(turns)):
-        if _size(sizes, pictures, first, last) + bare > most:
-            while first < last and _size(sizes, pictures, first, last) + bare > most // 2:
+        open_sizes = [*sizes[:last], asked[last]]  # as it was when the question was asked
+        if _size(open_sizes, pictures, first, last) + bare > most:
+            while first < last and _size(open_sizes, pictures, first, last) + bare > most // 2:
                 first += 1
     return first
 

@@ -64,7 +64,8 @@ def make_decoder(model: PreTrainedModel, *, rows: int, length: int, eight_bit: b
 
 def is_llama_kin(config: PretrainedConfig, length: int) -> bool:
     """Whether `LlamaDecoder` computes what this language model does, for conversations of up to `length` tokens."""
-    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    layer_types = getattr(config, "layer_types", None)  # Mistral has none: its window is for every layer
+    windowed = layer_types is None or "sliding_attention" in layer_types
     window = getattr(config, "sliding_window", None) or length
     rope = getattr(config, "rope_parameters", None) or {}
     return (
@@ -107,9 +108,10 @@ class AnyDecoder:
 
 def _crop(cache: DynamicCache, length: int) -> None:
     """Keep the first `length` tokens. `crop` with a positive number raises in transformers 5.23."""
-    surplus = cache.get_seq_length() - length
-    if surplus > 0:
-        cache.crop(-surplus)
+    for layer in cache.layers:  # each by itself: a step that failed has written into some of them only
+        surplus = layer.get_seq_length() - length
+        if surplus > 0:
+            layer.crop(-surplus)
 
 
 Matrix = Callable[[Tensor], Tensor]
@@ -153,7 +155,7 @@ class LlamaDecoder:
         matrix = partial(join, eight_bit=eight_bit)
         shape = (rows, self._kv_heads, length, self._width)
         self._layers = [self._adopt(layer, shape, matrix) for layer in language.layers]
-        self._norm, self._head = _norm(language.norm), matrix(model.lm_head, keep=True)
+        self._norm, self._head = _norm(language.norm), matrix(model.lm_head, keep=config.tie_word_embeddings)
         positions = torch.arange(length, device=self._device)[None]
         some = torch.empty(0, dtype=model.dtype, device=self._device)
         cos, sin = (table[0] for table in language.rotary_emb(some, positions))
@@ -252,15 +254,16 @@ def join(*linears: nn.Linear, eight_bit: bool = False, keep: bool = False) -> Ma
     """One multiplication in place of several linear layers that read the same input; their outputs side by side.
 
     The layers give up their weights to it, in float32 for views of the same memory, in bfloat16 on a CPU for nothing;
-    with `keep` they keep them. Quantised layers run as they are.
+    with `keep`, for weights that others share, they keep them. Quantised layers run as they are.
     """
     if any(type(linear) is not nn.Linear for linear in linears):
         return lambda hidden_ND: torch.cat([linear(hidden_ND) for linear in linears], dim=-1)
-    weight_OI = torch.cat([linear.weight.data for linear in linears])
-    bias_O = None if linears[0].bias is None else torch.cat([linear.bias.data for linear in linears])
-    if weight_OI.device.type == "cpu" and weight_OI.dtype == torch.bfloat16:
+    weight_OI = _side_by_side([linear.weight.data for linear in linears])
+    bias_O = None if linears[0].bias is None else _side_by_side([linear.bias.data for linear in linears])
+    on_cpu = weight_OI.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if on_cpu and weight_OI.dtype == torch.bfloat16:
         left, multiply = weight_OI.new_empty(0, weight_OI.shape[1]), _packed(weight_OI, bias_O, eight_bit=eight_bit)
-    elif weight_OI.device.type == "cpu":
+    elif on_cpu and weight_OI.dtype == torch.float32:
         weight_IO = weight_OI.t().contiguous()
         left, multiply = weight_IO.t(), _transposed(weight_IO, bias_O)
     else:
@@ -270,6 +273,10 @@ def join(*linears: nn.Linear, eight_bit: bool = False, keep: bool = False) -> Ma
         for linear, part_OI in zip(linears, left.split(sizes), strict=True):
             linear.weight.data = part_OI
     return multiply
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _transposed(weight_IO: Tensor, bias_O: Tensor | None) -> Matrix:
@@ -287,9 +294,8 @@ def _packed(weight_OI: Tensor, bias_O: Tensor | None, *, eight_bit: bool) -> Mat
     packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
     if not eight_bit:
         return lambda hidden_ND: torch.ops.mkldnn._linear_pointwise(hidden_ND, packed, bias_O, "none", [], "")
-    scale_O = weight_OI.abs().amax(dim=1).float().clamp(min=1e-12) / 127
-    eight_OI = (weight_OI.float() / scale_O[:, None]).round().to(torch.int8)
-    scale_O = scale_O.to(weight_OI.dtype)
+    scale_O = (weight_OI.abs().amax(dim=1).float() / 127).clamp(min=1e-12).to(weight_OI.dtype)
+    eight_OI = (weight_OI.float() / scale_O.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
 
     def multiply(hidden_ND: Tensor) -> Tensor:
         if len(hidden_ND) > FEW_ROWS:

@@ -24,6 +24,7 @@ class FeatureCache:
     def put(self, digest: str, features_SD: Tensor) -> None:
         with self._lock:
             self._kept[digest] = features_SD
+            self._kept.move_to_end(digest)
             while self._bytes() > self._limit and len(self._kept) > 1:
                 self._kept.popitem(last=False)
 

@@ -6,6 +6,10 @@ from itertools import count
 
 import numpy as np
 
+# What a row may lose without being copied first, beside what it keeps: the end of an answer, whose tokens are others
+# when its text is read again.
+LOST = 1 / 8
+
 
 @dataclass(frozen=True)
 class Place:
@@ -50,15 +54,17 @@ class Slots:
     def take(self, wanted: Sequence[int]) -> Place:
         """A free row for the prompt `wanted`, with as much of it as any row holds; at least one token is left to read.
 
-        A row whose conversation the prompt goes on with is taken as it is. A row that shares only its beginning, or is
-        busy, keeps what it has: the common part is to be copied. IndexError when every row is busy.
+        A row whose conversation the prompt goes on with is taken as it is, and when no row is empty, also one that
+        would keep more than it loses. Other rows keep what they have: the common part is to be copied. IndexError when
+        every row is busy.
         """
+        if not self.free:
+            raise IndexError(f"all {len(self._rows)} rows are busy")
         prompt = np.asarray(wanted, np.int64)
         common = [_common(row.held, prompt) for row in self._rows]
         source = max(range(len(common)), key=lambda number: (common[number], not self._rows[number].busy))
         length = min(common[source], len(prompt) - 1)
-        goes_on = not self._rows[source].busy and 2 * length >= len(self._rows[source].held)
-        row = source if goes_on and length else self._oldest_free()
+        row = source if length and self._goes_on(self._rows[source], length) else self._oldest_free()
         self._rows[row].held = prompt[:length]
         self._rows[row].busy = True
         self._rows[row].used = next(self._clock)
@@ -72,11 +78,15 @@ class Slots:
         """The conversation in `row` rests; its tokens stay until the row is needed."""
         self._rows[row].busy = False
 
-    def forget(self) -> None:
-        """No free row holds anything any more."""
-        for row in self._rows:
-            if not row.busy:
-                row.held = row.held[:0]
+    def drop(self, row: int) -> None:
+        """`row` is free and holds nothing: what was to come into it did not."""
+        self._rows[row].busy, self._rows[row].held = False, self._rows[row].held[:0]
+
+    def _goes_on(self, row: _Row, length: int) -> bool:
+        """Whether a prompt that shares `length` tokens with `row` may take it over."""
+        lost = len(row.held) - length
+        no_row_is_empty = all(len(other.held) for other in self._rows)
+        return not row.busy and (lost <= length * LOST or (no_row_is_empty and lost <= length))
 
     def _oldest_free(self) -> int:
         free = [number for number, row in enumerate(self._rows) if not row.busy]

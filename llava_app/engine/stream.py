@@ -66,10 +66,10 @@ class StopText:
         if self.reached:
             return ""
         waiting = self._held + text
-        ends = [at for stop in self._stops if (at := waiting.find(stop)) >= 0]
+        ends = [(at + len(stop), at) for stop in self._stops if (at := waiting.find(stop)) >= 0]
         if ends:
             self.reached, self._held = True, ""
-            return waiting[: min(ends)]
+            return waiting[: min(ends)[1]]
         held = max((_begun(waiting, stop) for stop in self._stops), default=0)
         self._held = waiting[len(waiting) - held :]
         return waiting[: len(waiting) - held]

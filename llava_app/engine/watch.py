@@ -31,13 +31,13 @@ class Meter:
 
     def __init__(self) -> None:
         self.read = self.reused = self.written = self.seen = self.recalled = 0
-        self._steps: deque[tuple[float, float, int]] = deque(maxlen=WINDOW)  # begin, seconds, tokens written
+        self._steps: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # seconds, tokens written
         self._waits: deque[float] = deque(maxlen=WINDOW)
 
     def step(self, begun: float, written: int) -> None:
         """A step that began at `begun` on the monotonic clock has written so many tokens."""
         self.written += written
-        self._steps.append((begun, time.monotonic() - begun, written))
+        self._steps.append((time.monotonic() - begun, written))
 
     def first_token(self, seconds: float) -> None:
         self._waits.append(seconds)
@@ -45,8 +45,8 @@ class Meter:
     @property
     def rate(self) -> float | None:
         steps = list(self._steps)
-        seconds = sum(duration for _, duration, _ in steps)
-        return sum(written for *_, written in steps) / seconds if seconds else None
+        seconds = sum(duration for duration, _ in steps)
+        return sum(written for _, written in steps) / seconds if seconds else None
 
     @property
     def wait(self) -> float | None:

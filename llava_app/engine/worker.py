@@ -129,7 +129,7 @@ class Worker:
                 self._decoder.copy(place.source, place.row, place.length)
             unread_SD = self._embed(request, place.length)
         except Exception:
-            self.slots.release(place.row)
+            self.slots.drop(place.row)
             raise
         self.meter.reused += place.length
         seed = request.sampling.seed

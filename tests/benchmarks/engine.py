@@ -168,7 +168,7 @@ def random_llava(name: str, *, side: int, width: int, layers: int, vocabulary: i
     model = LlavaForConditionalGeneration(config).eval()
     model.generation_config = deepcopy(small.model.generation_config)
     processor = make_processor(config, small.processor.tokenizer, image_mode="pad", template_name="vicuna_v1")
-    plan = make_plan(need(config, "float32", unquantised=()), free_bytes(small.device), name=name, precision="float32")
+    plan = make_plan(need(config, "float32"), free_bytes(small.device), name=name, precision="float32")
     card = replace(small.card, name=name)
     return Loaded(card, model, processor, small.device, "float32", "", plan)
 
