@@ -9,21 +9,20 @@ of a row.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
+from llava_app.engine.matrices import Matrix, join
+from llava_app.engine.replay import Replay
+
 LLAMA_KIN = ("llama", "mistral", "qwen2", "qwen3")
 STEADY_ROPE = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on how long the conversation is
-
-# With up to so many rows a bfloat16 matrix on a CPU is bound by reading it, so that 8 bits win; above it, arithmetic
-# is what counts, and bfloat16 has the instructions for it.
-FEW_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,13 @@ def _crop(cache: DynamicCache, length: int) -> None:
             layer.crop(-surplus)
 
 
-Matrix = Callable[[Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class Layer:
+    """A layer of Llama, with the keys and values of all rows."""
+
     before_attention: Norm
     query_key_value: Matrix
     query_norm: Norm | None
@@ -132,16 +132,58 @@ class _Layer:
     values_RKTE: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What every layer of one step needs to know."""
+class Attention(Protocol):
+    """Where the tokens of one step go, and what they attend to."""
 
-    spans: Sequence[Span]
-    rows_N: Tensor
     positions_N: Tensor
-    cos_N1E: Tensor
-    sin_N1E: Tensor  # its first half negated, so that rotating is rolling
-    masks: list[Tensor | None]  # (S, T) bool of each span; None where it needs none
+
+    def attend(self, layer: Layer, queries_NHE: Tensor, keys_NKE: Tensor, values_NKE: Tensor) -> Tensor:
+        """Keep keys and values in their rows; (N, H·E), what each token gathers from its own row."""
+        ...
+
+
+class Ragged:
+    """Every span attends to its own row, so that nothing is padded."""
+
+    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+        rows = [span.row for span in spans for _ in range(span.length)]
+        positions = [position for span in spans for position in range(span.start, span.end)]
+        self._rows_N, self.positions_N = torch.tensor([rows, positions], device=device)
+        self._spans = spans
+        self._lengths = [span.length for span in spans]
+        self._masks = [_mask(span, device) for span in spans]
+
+    def attend(self, layer: Layer, queries_NHE: Tensor, keys_NKE: Tensor, values_NKE: Tensor) -> Tensor:
+        layer.keys_RKTE[self._rows_N, :, self.positions_N] = keys_NKE
+        layer.values_RKTE[self._rows_N, :, self.positions_N] = values_NKE
+        parts = zip(queries_NHE.split(self._lengths), self._spans, self._masks, strict=True)
+        attended = [_attend(layer, queries_SHE, span, mask) for queries_SHE, span, mask in parts]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+def _mask(span: Span, device: torch.device) -> Tensor | None:
+    """(S, T) bool of what the span may see; None where all of it, or where plain causality says so."""
+    if span.length == 1 or span.start == 0:
+        return None
+    return torch.ones(span.length, span.end, dtype=torch.bool, device=device).tril(span.start)
+
+
+def _attend(layer: Layer, queries_SHE: Tensor, span: Span, mask: Tensor | None) -> Tensor:
+    keys_1KTE = layer.keys_RKTE[span.row : span.row + 1, :, : span.end]
+    values_1KTE = layer.values_RKTE[span.row : span.row + 1, :, : span.end]
+    heads, kv_heads = queries_SHE.shape[1], keys_1KTE.shape[1]
+    if span.length == 1:  # heads that share keys and values stand in the place of tokens: no copies of either
+        queries_1KGE = queries_SHE.view(1, kv_heads, -1, queries_SHE.shape[-1])
+        return F.scaled_dot_product_attention(queries_1KGE, keys_1KTE, values_1KTE).reshape(1, -1)
+    attended_1HSE = F.scaled_dot_product_attention(
+        queries_SHE.transpose(0, 1)[None],
+        keys_1KTE,
+        values_1KTE,
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=heads != kv_heads,
+    )
+    return attended_1HSE[0].transpose(0, 1).flatten(1)
 
 
 class LlamaDecoder:
@@ -153,8 +195,12 @@ class LlamaDecoder:
         self._width = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         self._device = model.device
         matrix = partial(join, eight_bit=eight_bit)
+        replays = self._device.type == "cuda"
+        self._replay = Replay(self, rows=rows, length=length) if replays else None
+        self.place = list(range(rows))  # where in the cache a row lies; replaying moves them
+        length += replays
         shape = (rows, self._kv_heads, length, self._width)
-        self._layers = [self._adopt(layer, shape, matrix) for layer in language.layers]
+        self.layers = [self._adopt(layer, shape, matrix) for layer in language.layers]
         self._norm, self._head = _norm(language.norm), matrix(model.lm_head, keep=config.tie_word_embeddings)
         positions = torch.arange(length, device=self._device)[None]
         some = torch.empty(0, dtype=model.dtype, device=self._device)
@@ -162,10 +208,10 @@ class LlamaDecoder:
         first_half = torch.arange(self._width, device=self._device) < self._width // 2
         self._cos_TE, self._sin_TE = cos, torch.where(first_half, -sin, sin)
 
-    def _adopt(self, layer: Any, shape: tuple[int, ...], matrix: Callable[..., Matrix]) -> _Layer:
+    def _adopt(self, layer: Any, shape: tuple[int, ...], matrix: Callable[..., Matrix]) -> Layer:
         attention, mlp, dtype = layer.self_attn, layer.mlp, layer.input_layernorm.weight.dtype
         has_norms = hasattr(attention, "q_norm")
-        return _Layer(
+        return Layer(
             _norm(layer.input_layernorm),
             matrix(attention.q_proj, attention.k_proj, attention.v_proj),
             _norm(attention.q_norm) if has_norms else None,
@@ -179,34 +225,39 @@ class LlamaDecoder:
         )
 
     def step(self, embeds_ND: Tensor, spans: Sequence[Span]) -> Tensor:
-        step = self._prepare(spans)
-        hidden_ND = embeds_ND
-        for layer in self._layers:
-            hidden_ND = self._run(layer, hidden_ND, step)
-        if len(hidden_ND) > len(spans):
+        if self._replay and all(span.length == 1 for span in spans):
+            return self._replay.step(embeds_ND, spans)
+        spans = [replace(span, row=self.place[span.row]) for span in spans]
+        ends = None
+        if len(embeds_ND) > len(spans):
             ends = torch.tensor([span.length for span in spans], device=self._device).cumsum(0) - 1
-            hidden_ND = hidden_ND[ends]
-        return self._head(self._norm(hidden_ND))
+        return self.run(embeds_ND, Ragged(spans, self._device), ends)
+
+    def run(self, embeds_ND: Tensor, attention: Attention, ends_B: Tensor | None = None) -> Tensor:
+        """Logits after the tokens `ends_B`, or after all of them."""
+        cos_N1E = self._cos_TE[attention.positions_N][:, None]
+        sin_N1E = self._sin_TE[attention.positions_N][:, None]
+        hidden_ND = embeds_ND
+        for layer in self.layers:
+            hidden_ND = self._run(layer, hidden_ND, attention, cos_N1E=cos_N1E, sin_N1E=sin_N1E)
+        return self._head(self._norm(hidden_ND if ends_B is None else hidden_ND[ends_B]))
 
     def copy(self, source: int, target: int, length: int) -> None:
-        for layer in self._layers:
+        for layer in self.layers:
             for cache in (layer.keys_RKTE, layer.values_RKTE):
-                cache[target, :, :length] = cache[source, :, :length]
+                cache[self.place[target], :, :length] = cache[self.place[source], :, :length]
 
-    def _prepare(self, spans: Sequence[Span]) -> _Step:
-        rows = [span.row for span in spans for _ in range(span.length)]
-        positions = [position for span in spans for position in range(span.start, span.end)]
-        rows_N, positions_N = torch.tensor([rows, positions], device=self._device)
-        cos_N1E, sin_N1E = self._cos_TE[positions_N][:, None], self._sin_TE[positions_N][:, None]
-        masks = [self._mask(span) for span in spans]
-        return _Step(spans, rows_N, positions_N, cos_N1E, sin_N1E, masks)
+    def swap(self, one: int, other: int) -> None:
+        """Let two rows lie in each other's places."""
+        places = [self.place[one], self.place[other]]
+        for layer in self.layers:
+            for cache in (layer.keys_RKTE, layer.values_RKTE):
+                cache[places] = cache[places[::-1]]
+        self.place[one], self.place[other] = self.place[other], self.place[one]
 
-    def _mask(self, span: Span) -> Tensor | None:
-        if span.length == 1 or span.start == 0:
-            return None
-        return torch.ones(span.length, span.end, dtype=torch.bool, device=self._device).tril(span.start)
-
-    def _run(self, layer: _Layer, hidden_ND: Tensor, step: _Step) -> Tensor:
+    def _run(
+        self, layer: Layer, hidden_ND: Tensor, attention: Attention, *, cos_N1E: Tensor, sin_N1E: Tensor
+    ) -> Tensor:
         joined = layer.query_key_value(layer.before_attention(hidden_ND))
         rotated_NHE, values_NKE = joined.view(len(joined), -1, self._width).split(
             (self._heads + self._kv_heads, self._kv_heads), dim=1
@@ -215,92 +266,13 @@ class LlamaDecoder:
             queries_NHE, keys_NKE = rotated_NHE.split((self._heads, self._kv_heads), dim=1)
             rotated_NHE = torch.cat((layer.query_norm(queries_NHE), layer.key_norm(keys_NKE)), dim=1)
         rolled_NHE = rotated_NHE.roll(self._width // 2, dims=-1)
-        rotated_NHE = torch.addcmul(rotated_NHE * step.cos_N1E, rolled_NHE, step.sin_N1E)
-        layer.keys_RKTE[step.rows_N, :, step.positions_N] = rotated_NHE[:, self._heads :]
-        layer.values_RKTE[step.rows_N, :, step.positions_N] = values_NKE
-        hidden_ND = hidden_ND + layer.out(self._attend(layer, rotated_NHE[:, : self._heads], step))
+        rotated_NHE = torch.addcmul(rotated_NHE * cos_N1E, rolled_NHE, sin_N1E)
+        queries_NHE, keys_NKE = rotated_NHE.split((self._heads, self._kv_heads), dim=1)
+        hidden_ND = hidden_ND + layer.out(attention.attend(layer, queries_NHE, keys_NKE, values_NKE))
         gate, up = layer.gate_up(layer.before_mlp(hidden_ND)).chunk(2, dim=-1)
         return hidden_ND + layer.down(F.silu(gate) * up)
-
-    def _attend(self, layer: _Layer, queries_NHE: Tensor, step: _Step) -> Tensor:
-        """(N, H·E): every span attends to its own row, so that nothing is padded."""
-        spans = zip(queries_NHE.split([span.length for span in step.spans]), step.spans, step.masks, strict=True)
-        attended = [self._attend_one(layer, queries_SHE, span, mask) for queries_SHE, span, mask in spans]
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
-
-    def _attend_one(self, layer: _Layer, queries_SHE: Tensor, span: Span, mask: Tensor | None) -> Tensor:
-        keys_1KTE = layer.keys_RKTE[span.row : span.row + 1, :, : span.end]
-        values_1KTE = layer.values_RKTE[span.row : span.row + 1, :, : span.end]
-        if span.length == 1:  # heads that share keys and values stand in the place of tokens: no copies of either
-            queries_1KGE = queries_SHE.view(1, self._kv_heads, -1, self._width)
-            return F.scaled_dot_product_attention(queries_1KGE, keys_1KTE, values_1KTE).reshape(1, -1)
-        attended_1HSE = F.scaled_dot_product_attention(
-            queries_SHE.transpose(0, 1)[None],
-            keys_1KTE,
-            values_1KTE,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self._heads != self._kv_heads,
-        )
-        return attended_1HSE[0].transpose(0, 1).flatten(1)
 
 
 def _norm(module: Any) -> Norm:
     weight, epsilon = module.weight, module.variance_epsilon
     return lambda hidden: F.rms_norm(hidden, weight.shape, weight, epsilon)
-
-
-def join(*linears: nn.Linear, eight_bit: bool = False, keep: bool = False) -> Matrix:
-    """One multiplication in place of several linear layers that read the same input; their outputs side by side.
-
-    The layers give up their weights to it, in float32 for views of the same memory, in bfloat16 on a CPU for nothing;
-    with `keep`, for weights that others share, they keep them. Quantised layers run as they are.
-    """
-    if any(type(linear) is not nn.Linear for linear in linears):
-        return lambda hidden_ND: torch.cat([linear(hidden_ND) for linear in linears], dim=-1)
-    weight_OI = _side_by_side([linear.weight.data for linear in linears])
-    bias_O = None if linears[0].bias is None else _side_by_side([linear.bias.data for linear in linears])
-    on_cpu = weight_OI.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if on_cpu and weight_OI.dtype == torch.bfloat16:
-        left, multiply = weight_OI.new_empty(0, weight_OI.shape[1]), _packed(weight_OI, bias_O, eight_bit=eight_bit)
-    elif on_cpu and weight_OI.dtype == torch.float32:
-        weight_IO = weight_OI.t().contiguous()
-        left, multiply = weight_IO.t(), _transposed(weight_IO, bias_O)
-    else:
-        left, multiply = weight_OI, lambda hidden_ND: F.linear(hidden_ND, weight_OI, bias_O)
-    if not keep:
-        sizes = [len(linear.weight) if len(left) else 0 for linear in linears]
-        for linear, part_OI in zip(linears, left.split(sizes), strict=True):
-            linear.weight.data = part_OI
-    return multiply
-
-
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
-
-
-def _transposed(weight_IO: Tensor, bias_O: Tensor | None) -> Matrix:
-    """torch.mm takes 0.4 to 0.7 times as long as the linear function (1 to 8 rows, float32, AVX-512)."""
-    if bias_O is None:
-        return lambda hidden_ND: torch.mm(hidden_ND, weight_IO)
-    return lambda hidden_ND: torch.addmm(bias_O, hidden_ND, weight_IO)
-
-
-def _packed(weight_OI: Tensor, bias_O: Tensor | None, *, eight_bit: bool) -> Matrix:
-    """In the order that the CPU's bfloat16 instructions want, found once instead of at every call: half the time.
-
-    `eight_bit`: few rows are multiplied by 8-bit copies instead, with one scale for each output.
-    """
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
-    if not eight_bit:
-        return lambda hidden_ND: torch.ops.mkldnn._linear_pointwise(hidden_ND, packed, bias_O, "none", [], "")
-    scale_O = (weight_OI.abs().amax(dim=1).float() / 127).clamp(min=1e-12).to(weight_OI.dtype)
-    eight_OI = (weight_OI.float() / scale_O.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-
-    def multiply(hidden_ND: Tensor) -> Tensor:
-        if len(hidden_ND) > FEW_ROWS:
-            return torch.ops.mkldnn._linear_pointwise(hidden_ND, packed, bias_O, "none", [], "")
-        product_NO = torch._weight_int8pack_mm(hidden_ND, eight_OI, scale_O)
-        return product_NO if bias_O is None else product_NO + bias_O
-
-    return multiply

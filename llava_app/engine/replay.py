@@ -1,0 +1,102 @@
+"""The step that gives several conversations one token each, recorded once as a CUDA graph and then replayed.
+
+Launching the thousand small kernels of a step one by one takes longer than running them. A graph has fixed sizes and
+addresses: there is one for each number of conversations and each length of cache that is a power of two, and the
+conversations that are being written lie in the first places of the cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from llava_app.engine.decoder import Layer, LlamaDecoder, Span
+
+SHORTEST = 256  # tokens of cache that a graph reads at least
+
+
+class Padded:
+    """One token for each of the first B places; all attend to `window` tokens, masked to those that they have."""
+
+    def __init__(self, positions_B: Tensor, window: int) -> None:
+        self.positions_N = positions_B
+        self._places_B = torch.arange(len(positions_B), device=positions_B.device)
+        self._window = window
+
+    def attend(self, layer: "Layer", queries_NHE: Tensor, keys_NKE: Tensor, values_NKE: Tensor) -> Tensor:
+        layer.keys_RKTE[self._places_B, :, self.positions_N] = keys_NKE
+        layer.values_RKTE[self._places_B, :, self.positions_N] = values_NKE
+        size, kv_heads, width = keys_NKE.shape
+        seen_BT = torch.arange(self._window, device=keys_NKE.device) <= self.positions_N[:, None]
+        gathered_BKGE = F.scaled_dot_product_attention(
+            queries_NHE.view(size, kv_heads, -1, width),
+            layer.keys_RKTE[:size, :, : self._window],
+            layer.values_RKTE[:size, :, : self._window],
+            attn_mask=seen_BT[:, None, None],
+        )
+        return gathered_BKGE.reshape(size, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    embeds_BD: Tensor
+    positions_B: Tensor
+    logits_BV: Tensor
+
+
+class Replay:
+    """Recordings of a decoder's step, made when they are first needed."""
+
+    def __init__(self, decoder: "LlamaDecoder", *, rows: int, length: int) -> None:
+        """The decoder's cache has one position more than `length`, for the tokens of places that nobody writes to."""
+        self._decoder = decoder
+        self._rows, self._length = rows, length
+        self._recordings: dict[tuple[int, int], _Recording] = {}
+
+    def step(self, embeds_BD: Tensor, spans: Sequence["Span"]) -> Tensor:
+        """Logits (B, V) after one token more for each of the spans."""
+        places = self._bring_forward([span.row for span in spans])
+        size = min(self._rows, _power_of_two(len(spans)))
+        window = min(self._length, max(SHORTEST, _power_of_two(max(span.end for span in spans))))
+        recording = self._recordings.get((size, window)) or self._record(embeds_BD, size, window)
+        positions = [self._length] * size
+        for place, span in zip(places, spans, strict=True):
+            positions[place] = span.start
+        recording.positions_B.copy_(torch.tensor(positions))
+        recording.embeds_BD[places] = embeds_BD
+        recording.graph.replay()
+        return recording.logits_BV[places]
+
+    def _bring_forward(self, rows: Sequence[int]) -> list[int]:
+        """The places of these rows, after moving them into the first ones."""
+        place = self._decoder.place
+        free = [row for row in range(self._rows) if place[row] < len(rows) and row not in rows]
+        for row in rows:
+            if place[row] >= len(rows):
+                self._decoder.swap(row, free.pop())
+        return [place[row] for row in rows]
+
+    def _record(self, embeds_BD: Tensor, size: int, window: int) -> _Recording:
+        embeds_BD = embeds_BD.new_zeros(size, embeds_BD.shape[1])
+        positions_B = torch.full((size,), self._length, device=embeds_BD.device)
+        attention = Padded(positions_B, window)
+        aside = torch.cuda.Stream()  # a first run outside of the graph: libraries allocate what they need
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self._decoder.run(embeds_BD, attention)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits_BV = self._decoder.run(embeds_BD, attention)
+        recording = self._recordings[size, window] = _Recording(graph, embeds_BD, positions_B, logits_BV)
+        return recording
+
+
+def _power_of_two(number: int) -> int:
+    """The least one that is not below `number`."""
+    return 1 << (number - 1).bit_length()
