@@ -3,8 +3,9 @@ from PIL import Image
 
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
+from llava_app.engine.watch import Snapshot
 from llava_app.images import Picture
-from llava_app.ui.display import Notes, Talk, as_typed, as_written, choices, messages, status
+from llava_app.ui.display import Notes, Talk, activity, as_typed, as_written, choices, messages, status
 
 RED = Picture(Image.new("RGB", (20, 10), "red"), "red")
 
@@ -103,3 +104,35 @@ def test_models_of_one_name_are_told_apart_by_their_folder() -> None:
 def test_the_status_escapes_what_a_card_says() -> None:
     assert "&lt;script&gt;" in status("<script>", state="ready", why="<b>")
     assert "<b>" not in status("<script>", state="ready", why="<b>")
+
+
+def test_what_an_engine_is_doing_fits_on_a_line() -> None:
+    snapshot = Snapshot(
+        queued=1,
+        answering=3,
+        rows=4,
+        tokens_held=900,
+        tokens_read=250,
+        tokens_reused=750,
+        tokens_written=90,
+        pictures_seen=1,
+        pictures_reused=2,
+        tokens_per_second=1234.5,
+        seconds_to_first=0.123,
+        cache_bytes=8_400_000,
+    )
+    assert activity(snapshot) == (
+        "<p class='activity'>3 being answered · 1 waiting · 1,234 tokens/s while writing · first word after 0.12 s · "
+        "75% of what was asked was read before · 8 MB remembered</p>"
+    )
+
+
+def test_an_engine_that_has_done_nothing_yet_promises_nothing() -> None:
+    idle = Snapshot(0, 0, 4, 0, 0, 0, 0, 0, 0, None, None, 0)
+    assert activity(idle) == "<p class='activity'>0 being answered · 0 waiting · 0 MB remembered</p>"
+
+
+def test_what_the_model_did_not_see_is_said_under_the_answer() -> None:
+    left_out = "The model reads 512 tokens at most and no longer sees the first question."
+    foot = texts(messages(talk(("q", "a", "stop"), notes=Notes(0.1, None, left_out))))[-1]
+    assert left_out in foot

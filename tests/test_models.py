@@ -68,6 +68,16 @@ def test_the_first_model_loads_by_itself_and_says_why(models: Models) -> None:
         assert models.why("another", ready.result()) == "It runs."
 
 
+def test_an_engine_can_be_looked_at_once_it_is_loaded(models: Models) -> None:
+    assert models.loaded(card("big")) is None
+    open_and_return(models, card("big"))
+    engine = models.loaded(card("big"))
+    assert engine is not None
+    assert engine.card == card("big")
+    open_and_return(models, card("broken"))
+    assert models.loaded(card("broken")) is None
+
+
 def test_two_tabs_share_one_engine(models: Models, loaded: list[Silent]) -> None:
     with models.lend(card("big")) as one, models.lend(card("big")) as other:
         assert one.result(PATIENCE) is other.result(PATIENCE)

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
+from llava_app.engine.watch import Snapshot
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Engine(Protocol):
 
         Raises UserError (ContextError when the conversation is too long) or, for a fault, whatever went wrong.
         """
+        ...
+
+    def snapshot(self) -> Snapshot | None:
+        """What it is doing now, in figures; None where it cannot know."""
         ...
 
     def close(self) -> None:

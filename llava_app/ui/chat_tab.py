@@ -56,18 +56,18 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
         html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
     )
     with gr.Column(elem_id="below"):
-        settings = _settings()
+        settings, engine = _settings()
         clear = gr.Button("Clear", size="sm", elem_id="clear")
     talk = gr.State(Talk())
     _connect_chat(handlers, window, box, clear=clear, talk=talk, inputs=[talk, model, *settings])
-    _connect_models(handlers, page, model, line)
+    _connect_models(handlers, page, model, line=line, engine=engine)
 
 
-def _settings() -> list[gr.components.Component]:
-    """The controls of Sampling, in the order in which the handlers take them."""
+def _settings() -> tuple[list[gr.components.Component], gr.HTML]:
+    """The controls of Sampling, in the order in which the handlers take them, and a line about the engine."""
     default = Sampling()
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        return [
+        controls: list[gr.components.Component] = [
             gr.Slider(
                 *Sampling.TEMPERATURE,
                 value=default.temperature,
@@ -97,6 +97,7 @@ def _settings() -> list[gr.components.Component]:
                 info="A number that makes an answer repeatable; empty is a new one each time.",
             ),
         ]
+        return controls, gr.HTML(elem_id="engine")
 
 
 def _connect_chat(
@@ -124,8 +125,10 @@ def _connect_chat(
         event.then(handlers.settle, talk, [window, box], **EVENT)
 
 
-def _connect_models(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, line: gr.HTML) -> None:
+def _connect_models(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, *, line: gr.HTML, engine: gr.HTML) -> None:
     listed = gr.State([])
     page.load(handlers.greet, None, [model, line], **EVENT)
     model.change(handlers.choose, model, line, **EVENT)
-    gr.Timer(REFRESH).tick(handlers.refresh, [listed, model], [listed, model], **EVENT)
+    clock = gr.Timer(REFRESH)
+    clock.tick(handlers.refresh, [listed, model], [listed, model], **EVENT)
+    clock.tick(handlers.watch, model, engine, **EVENT)

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from llava_app.chat import Progress
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation, Turn
+from llava_app.engine.watch import Snapshot
 from llava_app.images import Picture
 
 SHOWN_SIDE = 640  # px; what is sent to the browser of a picture of up to 2,048
@@ -113,6 +114,20 @@ def status(about: str, *, state: str, why: str = "") -> str:
         f"<div class='status {state}' role='status'><span class='dot' aria-hidden='true'></span>"
         f"<p><span class='about'>{html.escape(about)}</span> {detail}</p></div>"
     )
+
+
+def activity(snapshot: Snapshot) -> str:
+    """One line about an engine: who is being answered, how fast, and what its cache saved."""
+    parts = [f"{snapshot.answering} being answered", f"{snapshot.queued} waiting"]
+    if snapshot.tokens_per_second:
+        parts.append(f"{snapshot.tokens_per_second:,.0f} tokens/s while writing")
+    if snapshot.seconds_to_first is not None:
+        parts.append(f"first word after {snapshot.seconds_to_first:.2f} s")
+    prompts = snapshot.tokens_read + snapshot.tokens_reused
+    if prompts:
+        parts.append(f"{snapshot.tokens_reused / prompts:.0%} of what was asked was read before")
+    parts.append(f"{snapshot.cache_bytes / 1e6:,.0f} MB remembered")
+    return f"<p class='activity'>{' · '.join(parts)}</p>"
 
 
 def _label(card: Card, *, unique: bool) -> str:

@@ -23,7 +23,7 @@ from llava_app.chat import reply
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, ImageError, UserError
 from llava_app.images import open_image
-from llava_app.ui.display import Talk, choices, messages, status
+from llava_app.ui.display import Talk, activity, choices, messages, status
 from llava_app.ui.examples import Example
 from llava_app.ui.models import Models
 
@@ -129,6 +129,13 @@ class Handlers:
             return now, gr.update(choices=now)
         gr.Warning(html.escape(f"The model “{Path(model).name}” is gone; {now[0][0]} takes its place."))
         return now, gr.update(choices=now, value=now[0][1])
+
+    def watch(self, model: str | None) -> Any:
+        """What the engine of the chosen model is doing."""
+        card = self.models.cards().get(model or "")
+        engine = self.models.loaded(card) if card else None
+        snapshot = engine.snapshot() if engine else None
+        return activity(snapshot) if snapshot else ""
 
     def _answer(
         self,

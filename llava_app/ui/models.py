@@ -73,6 +73,13 @@ class Models:
         started = self.first.done() and not self.first.exception() and self.first.result() == key
         return f"{self.first_why} {ready.why}".strip() if started else ready.why
 
+    def loaded(self, card: Card) -> Engine | None:
+        """The engine of `card`, if it is loaded now."""
+        with self._lock:
+            slot = self._slots.get(card)
+        loaded = slot is not None and slot.ready.done() and not slot.ready.exception()
+        return slot.ready.result().engine if slot and loaded else None
+
     @contextmanager
     def lend(self, card: Card) -> Iterator[Future[Ready]]:
         """The engine of `card`, loading if need be; it is not closed while it is lent."""
