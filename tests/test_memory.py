@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, DynamicCache, GPTNeoXConfig, LlamaConfig, LlavaConfig
 
 from llava_app.checkpoints import Card
+from llava_app.conversation import Conversation
+from llava_app.engine import Sampling
 from llava_app.engine.decoder import make_decoder
+from llava_app.engine.local import LocalEngine
 from llava_app.errors import ModelError
 from llava_app.loading import load
 from llava_app.memory import LEAST_ROOM, MOST_ROWS, Need, free_bytes, make_plan, need
@@ -64,6 +67,15 @@ def test_the_plan_knows_what_a_model_takes_with_its_decoder(tiny_card: Card, pre
     wanted = need(model.config, precision)
     assert living_bytes() - before == pytest.approx(wanted.weights, rel=0.03)
     del decoder
+
+
+def test_a_closed_engine_gives_its_memory_back(tiny_card: Card) -> None:
+    before = living_bytes()
+    engine = LocalEngine(load(tiny_card, "float32"))
+    list(engine.answer(Conversation().ask("Hello"), Sampling(temperature=0, max_new_tokens=3)))
+    assert living_bytes() - before > 500_000
+    engine.close()
+    assert living_bytes() - before < 10_000
 
 
 def test_the_arithmetic_of_four_bits_holds_for_seven_billion() -> None:

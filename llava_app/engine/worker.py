@@ -1,5 +1,6 @@
 """The engine's thread: it owns the model and computes for everybody at once."""
 
+import gc
 import queue
 import time
 import traceback
@@ -86,8 +87,12 @@ class Worker:
         for answer in self.active:
             answer.request.outbox.put(Piece(answer.stop_text.flush(), "stopped", answer.tokens))
         torch.set_num_threads(_all_threads())
+        self.active.clear()
         self.features.clear()
         del self._model, self._decoder
+        gc.collect()  # the decoder and what replays it know each other
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _admit_next(self) -> bool:
         """Take one request from the inbox, waiting for it when there is nothing else to do; whether to go on."""
