@@ -253,6 +253,14 @@ def test_even_a_picture_that_got_onto_the_page_is_not_fetched_from_elsewhere(vis
     visit.complaints.clear()  # of the attempt
 
 
+def test_the_settings_say_what_the_engine_is_doing(visit: Visit) -> None:
+    page = visit.tab()
+    ask(page, "What do you see?")
+    page.locator("#settings button").first.click()
+    expect(page.locator("#engine")).to_contain_text("0 being answered · 0 waiting")
+    expect(page.locator("#engine")).to_contain_text("tokens/s while writing")
+
+
 def test_a_phone_never_scrolls_sideways(phone: Visit) -> None:
     page = phone.tab()
     width = "document.documentElement.scrollWidth"
