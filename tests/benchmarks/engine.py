@@ -94,7 +94,7 @@ def measure(effort: Effort) -> Iterator[Row]:
         yield from pair.eight_people("float32", effort, at_least=4)
     with Pair(endless(load(built_in(), "bfloat16"))) as pair:
         yield from list(pair.eight_people("bfloat16", effort, at_least=7))[:1]
-    with Pair(endless(random_llava("576 image tokens", side=336, width=192, layers=6))) as pair:
+    with Pair(endless(random_llava("576 image tokens", side=336, width=192, layers=6, inner=512))) as pair:
         yield from pair.turns(effort)
     if effort.large:
         yield from large(effort)
@@ -102,14 +102,13 @@ def measure(effort: Effort) -> Iterator[Row]:
 
 
 def large(effort: Effort) -> Iterator[Row]:
-    plain = endless(random_llava("500M", side=112, width=1024, layers=16, vocabulary=32_000))
+    plain = endless(random_llava("500M", side=112, width=1024, layers=16, inner=8192, vocabulary=32_000))
     yield from (Row(*row) for row in memory_rows(plain))
-    fast = in_eight_bits(plain)
     shorter = replace(effort, tokens=effort.tokens // 4)
-    with Pair(fast, baseline=plain) as pair:
+    with Pair(in_eight_bits(plain), baseline=plain) as pair:
         yield pair.one_stream("one stream, 500M, 8 bit", shorter, at_least=2, same=False)
     half = replace(plain, model=deepcopy(plain.model).to(torch.bfloat16), precision="bfloat16")
-    with Pair(fast, baseline=half) as pair:
+    with Pair(in_eight_bits(plain), baseline=half) as pair:
         yield pair.one_stream("one stream, 500M, 8 bit, against G in bfloat16", shorter, at_least=None, same=False)
 
 
@@ -127,7 +126,7 @@ def by_people(effort: Effort) -> dict[str, list[tuple[int, float]]]:
 def by_turn(effort: Effort) -> dict[str, list[tuple[int, float]]]:
     """For each side, (turn, seconds to its first token), with 576 image tokens in the first."""
     waits: dict[str, list[tuple[int, float]]] = {"this engine": [], "everything read again": []}
-    with Pair(endless(random_llava("576 image tokens", side=336, width=192, layers=6))) as pair:
+    with Pair(endless(random_llava("576 image tokens", side=336, width=192, layers=6, inner=512))) as pair:
         for kept in (False, True):
             talk = pair.question()
             for turn in range(1, 11):
@@ -148,7 +147,7 @@ def endless(loaded: Loaded) -> Loaded:
     return loaded
 
 
-def random_llava(name: str, *, side: int, width: int, layers: int, vocabulary: int = 1024) -> Loaded:
+def random_llava(name: str, *, side: int, width: int, layers: int, inner: int, vocabulary: int = 1024) -> Loaded:
     """A LLaVA of random float32 weights with the built-in model's tokenizer."""
     small = load(built_in(), "float32")
     config = LlavaConfig(
@@ -157,7 +156,7 @@ def random_llava(name: str, *, side: int, width: int, layers: int, vocabulary: i
             patch_size=14,
         ),
         text_config=LlamaConfig(
-            hidden_size=width, intermediate_size=width * 8 // 3 // 64 * 64, num_hidden_layers=layers,
+            hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
             num_attention_heads=width // 64 if width > 512 else width // 32, vocab_size=vocabulary,
             max_position_embeddings=4096, tie_word_embeddings=vocabulary == 1024,
         ),
@@ -174,6 +173,7 @@ def random_llava(name: str, *, side: int, width: int, layers: int, vocabulary: i
 
 
 def in_eight_bits(loaded: Loaded) -> Loaded:
+    """A copy, since an engine takes the weights over."""
     return replace(loaded, model=deepcopy(loaded.model).to(torch.bfloat16), precision="8bit")
 
 
