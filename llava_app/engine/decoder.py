@@ -220,8 +220,8 @@ class LlamaDecoder:
             _norm(layer.post_attention_layernorm),
             matrix(mlp.gate_proj, mlp.up_proj),
             matrix(mlp.down_proj),
-            torch.empty(shape, dtype=dtype, device=self._device),
-            torch.empty(shape, dtype=dtype, device=self._device),
+            torch.zeros(shape, dtype=dtype, device=self._device),
+            torch.zeros(shape, dtype=dtype, device=self._device),  # a masked token weighs 0, but 0 x NaN is NaN
         )
 
     def step(self, embeds_ND: Tensor, spans: Sequence[Span]) -> Tensor:
