@@ -97,7 +97,7 @@ def _settings() -> tuple[list[gr.components.Component], gr.HTML]:
                 info="A number that makes an answer repeatable; empty is a new one each time.",
             ),
         ]
-        return controls, gr.HTML(elem_id="engine")
+        return controls, gr.HTML(elem_id="engine", padding=False)
 
 
 def _connect_chat(
