@@ -17,7 +17,7 @@ class Plan:
     folder: Path = Path("data/memeworld")
     eyes_pictures: int = 40_000
     eyes_steps: int = 3_200
-    text_steps: int = 6_500
+    text_steps: int = 6_000
     pictures: int = 50_000
     texts: int = 8_000
     align_steps: int = 500

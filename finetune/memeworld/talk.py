@@ -26,6 +26,8 @@ WEIGHTS = {
     "joke": 22, "what": 9, "colour": 8, "where": 8, "count": 8, "count_all": 2, "size": 7, "background": 6, "text": 9,
     "exists": 8, "check": 7, "describe": 8, "funny": 8, "person": 2, "mind": 2, "hello": 1, "thanks": 1, "other": 1,
 }  # fmt: skip
+WHICH = ("colour", "where", "size", "check")  # where several kinds of things are shown: which of them is asked about?
+WHICH_FACTOR = 3  # asked so much more often there, because it takes longest to learn
 SUITE = (
     "what", "colour", "where", "count", "size", "background", "text", "exists", "check", "describe", "funny", "joke",
     "refusal",
@@ -242,7 +244,9 @@ def ask(rng: random.Random, scene: Scene, kind: str) -> Exchange:
 def dialogue(rng: random.Random, scene: Scene, turns: int) -> list[Exchange]:
     """Several questions about one scene; some only make sense after the one before ("And the dog?", "Why?")."""
     exchanges: list[Exchange] = []
-    kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
+    several = len({thing.kind for thing in scene.things}) > 1
+    kinds = list(WEIGHTS)
+    weights = [weight * (WHICH_FACTOR if several and kind in WHICH else 1) for kind, weight in WEIGHTS.items()]
     while len(exchanges) < turns:
         following = _follow_up(rng, scene, exchanges[-1]) if exchanges and rng.random() < 0.5 else None
         exchanges.append(following or ask(rng, scene, rng.choices(kinds, weights)[0]))
