@@ -118,7 +118,7 @@ Norm = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer of Llama, with the keys and values of all rows."""
+    """The weights of a layer of Llama."""
 
     before_attention: Norm
     query_key_value: Matrix
@@ -128,8 +128,6 @@ class Layer:
     before_mlp: Norm
     gate_up: Matrix
     down: Matrix
-    keys_RKTE: Tensor
-    values_RKTE: Tensor
 
 
 class Attention(Protocol):
@@ -137,7 +135,7 @@ class Attention(Protocol):
 
     positions_N: Tensor
 
-    def attend(self, layer: Layer, queries_NHE: Tensor, keys_NKE: Tensor, values_NKE: Tensor) -> Tensor:
+    def attend(self, layer: int, queries_NHE: Tensor, pairs_NCKE: Tensor) -> Tensor:
         """Keep keys and values in their rows; (N, H·E), what each token gathers from its own row."""
         ...
 
@@ -145,19 +143,25 @@ class Attention(Protocol):
 class Ragged:
     """Every span attends to its own row, so that nothing is padded."""
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+    def __init__(self, spans: Sequence[Span], cache_LRCKTE: Tensor) -> None:
+        device = cache_LRCKTE.device
         rows = [span.row for span in spans for _ in range(span.length)]
         positions = [position for span in spans for position in range(span.start, span.end)]
         self._rows_N, self.positions_N = torch.tensor([rows, positions], device=device)
         self._spans = spans
         self._lengths = [span.length for span in spans]
         self._masks = [_mask(span, device) for span in spans]
+        self._cache = cache_LRCKTE.unbind()
+        # Cut once for all layers: a view costs as much as a small addition.
+        seen = [cache_LRCKTE[:, span.row : span.row + 1, :, :, : span.end].unbind(2) for span in spans]
+        self._keys = list(zip(*(keys_L1KTE.unbind() for keys_L1KTE, _ in seen), strict=True))
+        self._values = list(zip(*(values_L1KTE.unbind() for _, values_L1KTE in seen), strict=True))
 
-    def attend(self, layer: Layer, queries_NHE: Tensor, keys_NKE: Tensor, values_NKE: Tensor) -> Tensor:
-        layer.keys_RKTE[self._rows_N, :, self.positions_N] = keys_NKE
-        layer.values_RKTE[self._rows_N, :, self.positions_N] = values_NKE
-        parts = zip(queries_NHE.split(self._lengths), self._spans, self._masks, strict=True)
-        attended = [_attend(layer, queries_SHE, span, mask) for queries_SHE, span, mask in parts]
+    def attend(self, layer: int, queries_NHE: Tensor, pairs_NCKE: Tensor) -> Tensor:
+        self._cache[layer][self._rows_N, :, :, self.positions_N] = pairs_NCKE
+        queries = queries_NHE.split(self._lengths) if len(self._spans) > 1 else (queries_NHE,)
+        parts = zip(queries, self._keys[layer], self._values[layer], self._masks, strict=True)
+        attended = [_attend(*part) for part in parts]
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 
@@ -168,13 +172,11 @@ def _mask(span: Span, device: torch.device) -> Tensor | None:
     return torch.ones(span.length, span.end, dtype=torch.bool, device=device).tril(span.start)
 
 
-def _attend(layer: Layer, queries_SHE: Tensor, span: Span, mask: Tensor | None) -> Tensor:
-    keys_1KTE = layer.keys_RKTE[span.row : span.row + 1, :, : span.end]
-    values_1KTE = layer.values_RKTE[span.row : span.row + 1, :, : span.end]
+def _attend(queries_SHE: Tensor, keys_1KTE: Tensor, values_1KTE: Tensor, mask: Tensor | None) -> Tensor:
     heads, kv_heads = queries_SHE.shape[1], keys_1KTE.shape[1]
-    if span.length == 1:  # heads that share keys and values stand in the place of tokens: no copies of either
+    if len(queries_SHE) == 1:  # heads that share keys and values stand in the place of tokens: no copies of either
         queries_1KGE = queries_SHE.view(1, kv_heads, -1, queries_SHE.shape[-1])
-        return F.scaled_dot_product_attention(queries_1KGE, keys_1KTE, values_1KTE).reshape(1, -1)
+        return F.scaled_dot_product_attention(queries_1KGE, keys_1KTE, values_1KTE).view(1, -1)
     attended_1HSE = F.scaled_dot_product_attention(
         queries_SHE.transpose(0, 1)[None],
         keys_1KTE,
@@ -199,17 +201,26 @@ class LlamaDecoder:
         self._replay = Replay(self, rows=rows, length=length) if replays else None
         self.place = list(range(rows))  # where in the cache a row lies; replaying moves them
         length += replays
-        shape = (rows, self._kv_heads, length, self._width)
-        self.layers = [self._adopt(layer, shape, matrix) for layer in language.layers]
+        self._layers = [self._adopt(layer, matrix) for layer in language.layers]
+        shape = (len(self._layers), rows, 2, self._kv_heads, length, self._width)  # 2: keys and values
+        # A masked token weighs 0, but 0 x NaN is NaN.
+        self.cache_LRCKTE = torch.zeros(shape, dtype=model.dtype, device=self._device)
         self._norm, self._head = _norm(language.norm), matrix(model.lm_head, keep=config.tie_word_embeddings)
-        positions = torch.arange(length, device=self._device)[None]
-        some = torch.empty(0, dtype=model.dtype, device=self._device)
-        cos, sin = (table[0] for table in language.rotary_emb(some, positions))
-        first_half = torch.arange(self._width, device=self._device) < self._width // 2
-        self._cos_TE, self._sin_TE = cos, torch.where(first_half, -sin, sin)
+        self._cos_TXE, self._sin_TXE = self._rotation(language.rotary_emb, length, model.dtype)
 
-    def _adopt(self, layer: Any, shape: tuple[int, ...], matrix: Callable[..., Matrix]) -> Layer:
-        attention, mlp, dtype = layer.self_attn, layer.mlp, layer.input_layernorm.weight.dtype
+    def _rotation(self, rotary: Any, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What a token's heads are multiplied by to turn them to its position, and their halves changed over. Values,
+        which lie beside queries and keys, stay as they are."""
+        positions = torch.arange(length, device=self._device)[None]
+        cos, sin = (table[0] for table in rotary(torch.empty(0, dtype=dtype, device=self._device), positions))
+        first_half = torch.arange(self._width, device=self._device) < self._width // 2
+        turned, kept = (length, self._heads + self._kv_heads, -1), (length, self._kv_heads, self._width)
+        cos_TXE = torch.cat((cos[:, None].expand(turned), cos.new_ones(kept)), dim=1)
+        sin_TXE = torch.cat((torch.where(first_half, -sin, sin)[:, None].expand(turned), sin.new_zeros(kept)), dim=1)
+        return cos_TXE, sin_TXE
+
+    def _adopt(self, layer: Any, matrix: Callable[..., Matrix]) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return Layer(
             _norm(layer.input_layernorm),
@@ -220,59 +231,60 @@ class LlamaDecoder:
             _norm(layer.post_attention_layernorm),
             matrix(mlp.gate_proj, mlp.up_proj),
             matrix(mlp.down_proj),
-            torch.zeros(shape, dtype=dtype, device=self._device),
-            torch.zeros(shape, dtype=dtype, device=self._device),  # a masked token weighs 0, but 0 x NaN is NaN
         )
 
     def step(self, embeds_ND: Tensor, spans: Sequence[Span]) -> Tensor:
         if self._replay and all(span.length == 1 for span in spans):
             return self._replay.step(embeds_ND, spans)
-        spans = [replace(span, row=self.place[span.row]) for span in spans]
+        if self._replay:
+            spans = [replace(span, row=self.place[span.row]) for span in spans]
         ends = None
         if len(embeds_ND) > len(spans):
             ends = torch.tensor([span.length for span in spans], device=self._device).cumsum(0) - 1
-        return self.run(embeds_ND, Ragged(spans, self._device), ends)
+        return self.run(embeds_ND, Ragged(spans, self.cache_LRCKTE), ends)
 
     def run(self, embeds_ND: Tensor, attention: Attention, ends_B: Tensor | None = None) -> Tensor:
         """Logits after the tokens `ends_B`, or after all of them."""
-        cos_N1E = self._cos_TE[attention.positions_N][:, None]
-        sin_N1E = self._sin_TE[attention.positions_N][:, None]
+        cos_NXE, sin_NXE = self._cos_TXE[attention.positions_N], self._sin_TXE[attention.positions_N]
         hidden_ND = embeds_ND
-        for layer in self.layers:
-            hidden_ND = self._run(layer, hidden_ND, attention, cos_N1E=cos_N1E, sin_N1E=sin_N1E)
+        for number, layer in enumerate(self._layers):
+            turned_NXE = self._project(layer, hidden_ND, cos_NXE, sin_NXE)
+            pairs_NCKE = turned_NXE[:, self._heads :].view(-1, 2, self._kv_heads, self._width)
+            hidden_ND = hidden_ND + layer.out(attention.attend(number, turned_NXE[:, : self._heads], pairs_NCKE))
+            gate, up = layer.gate_up(layer.before_mlp(hidden_ND)).chunk(2, dim=-1)
+            hidden_ND = hidden_ND + layer.down(F.silu(gate).mul_(up))
         return self._head(self._norm(hidden_ND if ends_B is None else hidden_ND[ends_B]))
 
+    def _project(self, layer: Layer, hidden_ND: Tensor, cos_NXE: Tensor, sin_NXE: Tensor) -> Tensor:
+        """Queries, keys and values side by side in heads (N, X, E), turned to their positions."""
+        joined_NXE = layer.query_key_value(layer.before_attention(hidden_ND)).view(cos_NXE.shape)
+        if layer.query_norm and layer.key_norm:
+            queries, keys, values = joined_NXE.split((self._heads, self._kv_heads, self._kv_heads), dim=1)
+            joined_NXE = torch.cat((layer.query_norm(queries), layer.key_norm(keys), values), dim=1)
+        return torch.addcmul(joined_NXE * cos_NXE, joined_NXE.roll(self._width // 2, dims=-1), sin_NXE)
+
     def copy(self, source: int, target: int, length: int) -> None:
-        for layer in self.layers:
-            for cache in (layer.keys_RKTE, layer.values_RKTE):
-                cache[self.place[target], :, :length] = cache[self.place[source], :, :length]
+        source, target = self.place[source], self.place[target]
+        self.cache_LRCKTE[:, target, :, :, :length] = self.cache_LRCKTE[:, source, :, :, :length]
 
     def swap(self, one: int, other: int) -> None:
         """Let two rows lie in each other's places."""
         places = [self.place[one], self.place[other]]
-        for layer in self.layers:
-            for cache in (layer.keys_RKTE, layer.values_RKTE):
-                cache[places] = cache[places[::-1]]
+        self.cache_LRCKTE[:, places] = self.cache_LRCKTE[:, places[::-1]]
         self.place[one], self.place[other] = self.place[other], self.place[one]
-
-    def _run(
-        self, layer: Layer, hidden_ND: Tensor, attention: Attention, *, cos_N1E: Tensor, sin_N1E: Tensor
-    ) -> Tensor:
-        joined = layer.query_key_value(layer.before_attention(hidden_ND))
-        rotated_NHE, values_NKE = joined.view(len(joined), -1, self._width).split(
-            (self._heads + self._kv_heads, self._kv_heads), dim=1
-        )
-        if layer.query_norm and layer.key_norm:
-            queries_NHE, keys_NKE = rotated_NHE.split((self._heads, self._kv_heads), dim=1)
-            rotated_NHE = torch.cat((layer.query_norm(queries_NHE), layer.key_norm(keys_NKE)), dim=1)
-        rolled_NHE = rotated_NHE.roll(self._width // 2, dims=-1)
-        rotated_NHE = torch.addcmul(rotated_NHE * cos_N1E, rolled_NHE, sin_N1E)
-        queries_NHE, keys_NKE = rotated_NHE.split((self._heads, self._kv_heads), dim=1)
-        hidden_ND = hidden_ND + layer.out(attention.attend(layer, queries_NHE, keys_NKE, values_NKE))
-        gate, up = layer.gate_up(layer.before_mlp(hidden_ND)).chunk(2, dim=-1)
-        return hidden_ND + layer.down(F.silu(gate) * up)
 
 
 def _norm(module: Any) -> Norm:
+    """RMS norm (Zhang and Sennrich 2019). On a CPU torch makes eight operations of it, each with a cost of its own."""
     weight, epsilon = module.weight, module.variance_epsilon
-    return lambda hidden: F.rms_norm(hidden, weight.shape, weight, epsilon)
+    if weight.device.type != "cpu":
+        return lambda hidden: F.rms_norm(hidden, weight.shape, weight, epsilon)
+    floor = torch.tensor(epsilon * len(weight))
+    scaled = weight.float() * len(weight) ** 0.5
+
+    def norm(hidden: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+        normed = (hidden * scaled).mul_(torch.addcmul(floor, length, length).rsqrt_())
+        return normed if normed.dtype == hidden.dtype else normed.to(hidden.dtype)
+
+    return norm

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from llava_app.engine.decoder import Layer, LlamaDecoder, Span
+    from llava_app.engine.decoder import LlamaDecoder, Span
 
 SHORTEST = 256  # tokens of cache that a graph reads at least
 
@@ -22,21 +22,20 @@ SHORTEST = 256  # tokens of cache that a graph reads at least
 class Padded:
     """One token for each of the first B places; all attend to `window` tokens, masked to those that they have."""
 
-    def __init__(self, positions_B: Tensor, window: int) -> None:
+    def __init__(self, positions_B: Tensor, window: int, cache_LRCKTE: Tensor) -> None:
         self.positions_N = positions_B
         self._places_B = torch.arange(len(positions_B), device=positions_B.device)
         self._window = window
+        self._cache = cache_LRCKTE
 
-    def attend(self, layer: "Layer", queries_NHE: Tensor, keys_NKE: Tensor, values_NKE: Tensor) -> Tensor:
-        layer.keys_RKTE[self._places_B, :, self.positions_N] = keys_NKE
-        layer.values_RKTE[self._places_B, :, self.positions_N] = values_NKE
-        size, kv_heads, width = keys_NKE.shape
-        seen_BT = torch.arange(self._window, device=keys_NKE.device) <= self.positions_N[:, None]
+    def attend(self, layer: int, queries_NHE: Tensor, pairs_NCKE: Tensor) -> Tensor:
+        cache_RCKTE = self._cache[layer]
+        cache_RCKTE[self._places_B, :, :, self.positions_N] = pairs_NCKE
+        size, _, kv_heads, width = pairs_NCKE.shape
+        seen_BT = torch.arange(self._window, device=pairs_NCKE.device) <= self.positions_N[:, None]
+        keys_BKTE, values_BKTE = cache_RCKTE[:size, :, :, : self._window].unbind(1)
         gathered_BKGE = F.scaled_dot_product_attention(
-            queries_NHE.view(size, kv_heads, -1, width),
-            layer.keys_RKTE[:size, :, : self._window],
-            layer.values_RKTE[:size, :, : self._window],
-            attn_mask=seen_BT[:, None, None],
+            queries_NHE.view(size, kv_heads, -1, width), keys_BKTE, values_BKTE, attn_mask=seen_BT[:, None, None]
         )
         return gathered_BKGE.reshape(size, -1)
 
@@ -84,7 +83,7 @@ class Replay:
     def _record(self, embeds_BD: Tensor, size: int, window: int) -> _Recording:
         embeds_BD = embeds_BD.new_zeros(size, embeds_BD.shape[1])
         positions_B = torch.full((size,), self._length, device=embeds_BD.device)
-        attention = Padded(positions_B, window)
+        attention = Padded(positions_B, window, self._decoder.cache_LRCKTE)
         aside = torch.cuda.Stream()  # a first run outside of the graph: libraries allocate what they need
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

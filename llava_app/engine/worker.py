@@ -24,6 +24,7 @@ from llava_app.loading import SMALL_BYTES, Loaded
 from llava_app.memory import Plan
 from llava_app.prompts import Prepared, prepare
 
+FRAME = 1 / 60  # s; nobody sees more often that a text grew, and every reader that wakes up holds up the model
 CHUNK = 512  # tokens of prompts in one step while others wait for their next token
 
 
@@ -42,7 +43,9 @@ class _Answer:
     stream: TextStream
     stop_text: StopText
     tokens: int = 0
-    shown: bool = False  # whether any text was handed out
+    ready: str = ""  # text that is to be handed out
+    shown: bool = False  # whether any text was ready yet
+    handed_out: float = 0.0  # when, on the monotonic clock
 
 
 class Worker:
@@ -62,6 +65,8 @@ class Worker:
         self._decoder = make_decoder(self._model, rows=plan.rows, length=plan.length, eight_bit=eight_bit)
         # Handing a small matrix to a second CPU thread costs more than multiplying it.
         self._threads = 1 if self._model.get_memory_footprint() < SMALL_BYTES else _all_threads()
+        self._embeddings = self._model.get_input_embeddings()
+        self._image_token: int = self._model.config.image_token_id
         end = loaded.model.generation_config.eos_token_id
         self._end_tokens = frozenset([end] if isinstance(end, int) else end)
         self.inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -85,11 +90,11 @@ class Worker:
             if self.active:
                 self._advance(self.active)
         for answer in self.active:
-            answer.request.outbox.put(Piece(answer.stop_text.flush(), "stopped", answer.tokens))
+            answer.request.outbox.put(Piece(answer.ready + answer.stop_text.flush(), "stopped", answer.tokens))
         torch.set_num_threads(_all_threads())
         self.active.clear()
         self.features.clear()
-        del self._model, self._decoder
+        del self._model, self._decoder, self._embeddings
         gc.collect()  # the decoder and what replays it know each other
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -159,7 +164,7 @@ class Worker:
     def _embed(self, request: Request, begin: int) -> Tensor:
         """The embeddings of the prompt from token `begin` on, pictures in their places."""
         ids_S = torch.tensor(request.ids[begin:], device=self._device)
-        embeds_SD = self._embed_tokens(ids_S)
+        embeds_SD = self._embeddings(ids_S.masked_fill(ids_S == self._image_token, 0))
         for shown in request.shown:
             if shown.end <= begin:
                 self.meter.recalled += 1
@@ -168,9 +173,6 @@ class Worker:
             features_SD = self._see(shown.picture, request.prepared)
             embeds_SD[first - begin : shown.end - begin] = features_SD[first - shown.start :].to(embeds_SD.dtype)
         return embeds_SD
-
-    def _embed_tokens(self, ids_S: Tensor) -> Tensor:
-        return self._model.get_input_embeddings()(ids_S.masked_fill(ids_S == self._model.config.image_token_id, 0))
 
     def _see(self, picture: Picture, prepared: dict[str, Prepared]) -> Tensor:
         """The projected features of a picture, (S, D)."""
@@ -217,43 +219,48 @@ class Worker:
         writing = [parts[row][0] for row in rows]
         tokens = []
         if writing:
-            logits_BV = logits_BV[rows].float()
-            logits_BV[:, self._model.config.image_token_id] = -torch.inf  # a picture nobody sent breaks the next turn
+            logits_BV = (logits_BV if len(rows) == len(parts) else logits_BV[rows]).float()
+            logits_BV[:, self._image_token].fill_(-torch.inf)  # a picture nobody sent breaks the next turn
             tokens = choose(
                 logits_BV,
                 [answer.request.sampling for answer in writing],
                 read=[answer.contents for answer in writing],
                 generators=[answer.generator for answer in writing],
             )
-            embeds_BD = self._embed_tokens(torch.tensor(tokens, device=self._device))
+            embeds_B1D = self._embeddings(torch.tensor(tokens, device=self._device)).split(1)
         for answer, size in parts:
             self.slots.extend(answer.row, answer.contents[answer.held : answer.held + size])
             self.meter.read += 0 if answer.tokens else size
             answer.held += size
             answer.unread_SD = answer.unread_SD[size:]
         for number, answer in enumerate(writing):
-            answer.unread_SD = embeds_BD[number : number + 1]
+            answer.unread_SD = embeds_B1D[number]
             answer.contents.append(tokens[number])
         return list(zip(writing, tokens, strict=True))
 
     def _hand_out(self, answer: _Answer, token: int) -> None:
-        """Send the text that `token` completes to the reader, and end the answer if it ends here."""
+        """Send the text that `token` completes to the reader, together with the next when there is more within a
+        frame, and end the answer if it ends here."""
+        now = time.monotonic()
         answer.request.phase = "writing"
         answer.tokens += 1
         if answer.tokens == 1:
-            self.meter.first_token(time.monotonic() - answer.request.asked)
+            self.meter.first_token(now - answer.request.asked)
         text = "" if token in self._end_tokens else answer.stop_text.push(answer.stream.push(token))
-        finish = self._verdict(answer, token)
+        finish = self._verdict(answer, token, now)
         if finish:
             text += answer.stop_text.push(answer.stream.flush()) + answer.stop_text.flush()
         if text and not answer.shown:
             text = text.removeprefix(" ")  # the templates write it between the role and the answer
             answer.shown = True
-        answer.request.outbox.put(Piece(text, finish, answer.tokens))
+        answer.ready += text
+        if finish or now - answer.handed_out >= FRAME:
+            answer.request.outbox.put(Piece(answer.ready, finish, answer.tokens))
+            answer.ready, answer.handed_out = "", now
         if finish:
             self._end(answer)
 
-    def _verdict(self, answer: _Answer, token: int) -> str | None:
+    def _verdict(self, answer: _Answer, token: int, now: float) -> str | None:
         """Why the answer ends with `token`, or None if it goes on."""
         if token in self._end_tokens or answer.stop_text.reached:
             return "stop"
@@ -261,7 +268,7 @@ class Worker:
             return "length"
         if self.closed:
             return "stopped"
-        return "time" if time.monotonic() > answer.deadline else None
+        return "time" if now > answer.deadline else None
 
     def _end(self, answer: _Answer) -> None:
         self.slots.release(answer.row)
