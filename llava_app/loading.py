@@ -33,9 +33,8 @@ PRECISIONS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
 # (2 x 32 layers x 4,096 numbers x 2 bytes per token) = 2.1 GB, CUDA context and activations 0.9 GB.
 BYTES_FOR_7B = 7.5e9
 
-# Weights on disk below which a model counts as small, so that fewer bits only cost conversions. Measured on 2 CPU cores
-# with AMX: a model of 5 million parameters decodes 494 tokens/s in float32 and 359 in bfloat16; one of 551 million 18
-# and 20, and reads its prompt in 300 ms and 145 ms. A CPU without AMX or AVX512-BF16 has to emulate bfloat16.
+# Weights on disk below which a model counts as small: fewer bits on a GPU only cost conversions, a second CPU thread
+# only costs handing over.
 SMALL_BYTES = 200e6
 
 HUB_TIMEOUT = 5.0  # seconds after which the Hub counts as unreachable
@@ -197,16 +196,16 @@ def _choose_precision(asked: str, folder: Path, *, device: torch.device) -> tupl
         raise ModelError("4bit runs on NVIDIA GPUs and CPUs, and this machine has an Apple GPU. Choose float16.")
     if asked != "auto":
         return asked, f"Runs in {asked} on the {device.type.upper()}, as asked."
+    # Both are stable names since torch 2.6; the public torch.cpu.get_capabilities is younger than our lower bound.
+    if device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
+        return "8bit", "Runs on the CPU: reads in bfloat16, which it computes natively, and writes in 8 bit."
+    if device.type == "cpu":
+        return "float32", "Runs in float32 on the CPU, which has no native bfloat16."
     if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES:
         return "float32", f"Runs in float32 on the {device.type.upper()}, which is fastest for a model this small."
     if device.type == "cuda":
         return "4bit", f"Runs in 4 bit on the GPU ({torch.cuda.get_device_name(device)}), which is fastest there."
-    if device.type == "mps":
-        return "float16", "Runs in float16 on the Apple GPU, which has no 4 bit."
-    # Both are stable names since torch 2.6; the public torch.cpu.get_capabilities is younger than our lower bound.
-    if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
-        return "8bit", "Runs on the CPU: reads in bfloat16, which it computes natively, and writes in 8 bit."
-    return "float32", "Runs in float32 on the CPU, which has no native bfloat16."
+    return "float16", "Runs in float16 on the Apple GPU, which has no 4 bit."
 
 
 def _quantisation(device: torch.device) -> BitsAndBytesConfig:
@@ -239,7 +238,6 @@ def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTra
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
-        disable_mmap=device.type == "cpu",  # or a training run that rewrites the file would change, or kill, the app
         ignore_mismatched_sizes=True,  # so that wrong shapes come back named, to be refused here with the rest
         output_loading_info=True,
     )
@@ -254,6 +252,10 @@ def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTra
     ]
     if wrong:
         raise ModelError(f"The weights in {folder.name} do not fit config.json: {'; '.join(wrong)}. Restore its files.")
+    if device.type == "cpu":
+        for parameter in model.parameters():
+            if parameter.is_floating_point():  # lies in the mapped file, which a training run may write anew
+                parameter.data = parameter.data.clone()
     return model.eval()
 
 

@@ -89,10 +89,11 @@ def test_the_built_in_model_runs_in_four_bit_on_this_machine() -> None:
     assert logits.isfinite().all()
 
 
-def test_a_small_model_runs_in_float32(tiny_card: Card) -> None:
-    loaded = load(tiny_card)
-    assert loaded.precision == "float32"
-    assert "float32 on the" in loaded.why
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_small_model_runs_in_float32_on_a_gpu(tiny_card: Card, device: str) -> None:
+    chosen, why = loading._choose_precision("auto", Path(tiny_card.source), device=torch.device(device))
+    assert chosen == "float32"
+    assert f"float32 on the {device.upper()}" in why
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cuda", "4bit"), ("mps", "float16")])
@@ -122,11 +123,10 @@ def test_four_bit_on_an_apple_gpu_is_refused_with_what_to_choose(tiny_card: Card
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "8bit"), (False, "float32")])
-def test_a_big_model_runs_in_8_bit_on_a_cpu_that_has_bfloat16(
+def test_a_model_runs_in_8_bit_on_a_cpu_that_has_bfloat16(
     tiny_card: Card, monkeypatch: pytest.MonkeyPatch, *, native: bool, precision: str
 ) -> None:
     monkeypatch.setattr(loading, "_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(loading, "SMALL_BYTES", 1)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     assert load(tiny_card).precision == precision

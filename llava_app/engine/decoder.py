@@ -20,6 +20,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from llava_app.engine.matrices import Matrix, join
 from llava_app.engine.replay import Replay
+from llava_app.memory import give_back
 
 LLAMA_KIN = ("llama", "mistral", "qwen2", "qwen3")
 STEADY_ROPE = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on how long the conversation is
@@ -206,6 +207,7 @@ class LlamaDecoder:
         # A masked token weighs 0, but 0 x NaN is NaN.
         self.cache_LRCKTE = torch.zeros(shape, dtype=model.dtype, device=self._device)
         self._norm, self._head = _norm(language.norm), matrix(model.lm_head, keep=config.tie_word_embeddings)
+        give_back()
         self._cos_TXE, self._sin_TXE = self._rotation(language.rotary_emb, length, model.dtype)
 
     def _rotation(self, rotary: Any, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -220,6 +222,7 @@ class LlamaDecoder:
         return cos_TXE, sin_TXE
 
     def _adopt(self, layer: Any, matrix: Callable[..., Matrix]) -> Layer:
+        give_back()
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return Layer(

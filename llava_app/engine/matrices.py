@@ -9,6 +9,7 @@ from torch.nn import functional as F
 # With up to so many rows a bfloat16 matrix on a CPU is bound by reading it, so that 8 bits win; above it, arithmetic
 # is what counts, and bfloat16 has the instructions for it.
 FEW_ROWS = 4
+PART = 1024  # outputs that are rounded to 8 bits at a time
 
 Matrix = Callable[[Tensor], Tensor]  # (N, in) → (N, out)
 
@@ -57,8 +58,7 @@ def _packed(weight_OI: Tensor, bias_O: Tensor | None, *, eight_bit: bool) -> Mat
     packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
     if not eight_bit:
         return lambda hidden_ND: torch.ops.mkldnn._linear_pointwise(hidden_ND, packed, bias_O, "none", [], "")
-    scale_O = (weight_OI.abs().amax(dim=1).float() / 127).clamp(min=1e-12).to(weight_OI.dtype)
-    eight_OI = (weight_OI.float() / scale_O.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    eight_OI, scale_O = _rounded(weight_OI)
 
     def multiply(hidden_ND: Tensor) -> Tensor:
         if len(hidden_ND) > FEW_ROWS:
@@ -67,3 +67,14 @@ def _packed(weight_OI: Tensor, bias_O: Tensor | None, *, eight_bit: bool) -> Mat
         return product_NO if bias_O is None else product_NO + bias_O
 
     return multiply
+
+
+def _rounded(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """8-bit numbers and what to multiply each output by, computed in parts: a whole head in float32 would be the most
+    memory that loading takes."""
+    eight_OI = torch.empty_like(weight_OI, dtype=torch.int8)
+    scale_O = weight_OI.new_empty(len(weight_OI))
+    for some_OI, eight, scale in zip(*(whole.split(PART) for whole in (weight_OI, eight_OI, scale_O)), strict=True):
+        scale.copy_((some_OI.float().abs().amax(dim=1) / 127).clamp(min=1e-12))
+        eight.copy_((some_OI.float() / scale.float()[:, None]).round_().clamp_(-127, 127))
+    return eight_OI, scale_O

@@ -21,7 +21,7 @@ from llava_app.engine.watch import Meter
 from llava_app.errors import BusyError, ModelError
 from llava_app.images import Picture
 from llava_app.loading import SMALL_BYTES, Loaded
-from llava_app.memory import Plan
+from llava_app.memory import Plan, give_back
 from llava_app.prompts import Prepared, prepare
 
 FRAME = 1 / 60  # s; nobody sees more often that a text grew, and every reader that wakes up holds up the model
@@ -96,6 +96,7 @@ class Worker:
         self.features.clear()
         del self._model, self._decoder, self._embeddings
         gc.collect()  # the decoder and what replays it know each other
+        give_back()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,8 +1,9 @@
 """What a model really takes, beside what `llava_app.memory` says before it is loaded, on a CPU."""
 
 import multiprocessing
-import resource
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,8 @@ def _in_a_new_process(card: Card, precision: str) -> tuple[float, float]:
 def _measure(card: Card, precision: str) -> tuple[float, float]:
     """Bytes above what Python and torch take by themselves: the peak, and what was planned."""
     torch.ones(512, 512) @ torch.ones(512, 512)
-    before = psutil.Process().memory_info().rss
+    before = _own()
+    peak = _Peak()
     loaded = load(card, precision)
     plan = replace(loaded.plan, rows=1, length=LENGTH)
     engine = LocalEngine(loaded, plan=plan)
@@ -47,6 +49,24 @@ def _measure(card: Card, precision: str) -> tuple[float, float]:
         pass
     held = engine.snapshot().tokens_held
     engine.close()
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     planned = plan.need.weights + plan.need.step + held * plan.token_bytes
-    return peak - before, planned
+    return peak.bytes - before, planned
+
+
+def _own() -> int:
+    """Bytes that only this process can give back; a mapped file's pages are the system's."""
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
+
+
+class _Peak:
+    """The most that this process had, looked at every few milliseconds."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, _own())
+            time.sleep(0.003)

@@ -31,7 +31,7 @@ def page_rows(tokens: int) -> Iterator[tuple[str, float, float, float, float | N
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
         write_endless_memeworld(runs / "endless")
-        engine = LocalEngine(load(read_card(runs / "endless"), "float32"))
+        engine = LocalEngine(load(read_card(runs / "endless")))
         with serving("--runs", str(runs), "--model", "endless", log=runs / "app.log") as address:
             person = Person(address)
             person.ask(8)  # until the model is loaded
