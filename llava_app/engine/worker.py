@@ -24,7 +24,7 @@ from llava_app.loading import SMALL_BYTES, Loaded
 from llava_app.memory import Plan, give_back
 from llava_app.prompts import Prepared, prepare
 
-FRAME = 1 / 60  # s; nobody sees more often that a text grew, and every reader that wakes up holds up the model
+FRAME = 1 / 40  # s between two pieces of text, whoever they are for: every reader that wakes up holds up the model
 CHUNK = 512  # tokens of prompts in one step while others wait for their next token
 
 
@@ -240,8 +240,8 @@ class Worker:
         return list(zip(writing, tokens, strict=True))
 
     def _hand_out(self, answer: _Answer, token: int) -> None:
-        """Send the text that `token` completes to the reader, together with the next when there is more within a
-        frame, and end the answer if it ends here."""
+        """Send the text that `token` completes to the reader, with what came since it was last woken, and end the
+        answer if it ends here."""
         now = time.monotonic()
         answer.request.phase = "writing"
         answer.tokens += 1
@@ -255,7 +255,7 @@ class Worker:
             text = text.removeprefix(" ")  # the templates write it between the role and the answer
             answer.shown = True
         answer.ready += text
-        if finish or now - answer.handed_out >= FRAME:
+        if finish or now - answer.handed_out >= FRAME * len(self.active):
             answer.request.outbox.put(Piece(answer.ready, finish, answer.tokens))
             answer.ready, answer.handed_out = "", now
         if finish:
