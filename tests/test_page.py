@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from llava_app import loading
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
+from llava_app.engine.local import LocalEngine
 from llava_app.ui import handlers as page
 from llava_app.ui.display import Talk
 from llava_app.ui.examples import Example, read_examples
 from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers, Update
-from llava_app.ui.models import Models, Ready, load_locally
+from llava_app.ui.models import Models, Ready
 from tests.fixtures_model import write_tiny_model
 
 SHORT = (0.0, 1.0, 12, "")  # temperature, top-p, longest answer, seed
@@ -39,7 +41,7 @@ class Faulty:
 
 
 def load(card: Card) -> Ready:
-    return Ready(Faulty(card), "") if card.name == "Faulty" else load_locally(card, "float32")
+    return Ready(Faulty(card), "") if card.name == "Faulty" else Ready(LocalEngine(loading.load(card, "float32")), "")
 
 
 @pytest.fixture(scope="module")

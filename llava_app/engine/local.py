@@ -10,7 +10,7 @@ from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.context import fit
-from llava_app.engine.request import Request, Shown
+from llava_app.engine.request import Request, Shown, collect
 from llava_app.engine.watch import Snapshot
 from llava_app.engine.worker import Worker
 from llava_app.loading import Loaded
@@ -45,7 +45,7 @@ class LocalEngine:
             if left_out:
                 yield Piece("", phase=request.phase, left_out=left_out)
             while finish is None:
-                piece = request.take()
+                piece = collect(request.outbox, request.phase)
                 finish = piece.finish
                 yield piece
         finally:

@@ -43,21 +43,24 @@ class Request:
             contents[shown.start : shown.end] = [number] * (shown.end - shown.start)
         return contents
 
-    def take(self) -> Piece:
-        """All that has arrived, as one piece; a heartbeat when nothing has for a while. Raises what the thread raised.
 
-        Joining keeps a slow consumer at the model's heels instead of one redraw per token behind.
-        """
-        try:
-            arrived = [self.outbox.get(timeout=HEARTBEAT)]
-        except queue.Empty:
-            return Piece("", phase=self.phase)
-        while not self.outbox.empty():
-            arrived.append(self.outbox.get())
-        texts = []
-        for item in arrived:
-            if isinstance(item, Exception):
-                raise item
-            texts.append(item.text)
-            last = item
-        return Piece("".join(texts), last.finish, last.tokens)
+def collect(arrivals: "queue.SimpleQueue[Piece | Exception]", phase: str) -> Piece:
+    """All that has arrived, as one piece; a heartbeat in this `phase` when nothing has for a while. Raises an exception
+    that has arrived.
+
+    Joining keeps a slow consumer at the model's heels instead of one redraw per token behind.
+    """
+    try:
+        arrived = [arrivals.get(timeout=HEARTBEAT)]
+    except queue.Empty:
+        return Piece("", phase=phase)
+    while not arrivals.empty():
+        arrived.append(arrivals.get())
+    pieces = []
+    for item in arrived:
+        if isinstance(item, Exception):
+            raise item
+        pieces.append(item)
+    last = pieces[-1]
+    left_out = next((piece.left_out for piece in pieces if piece.left_out), None)
+    return Piece("".join(piece.text for piece in pieces), last.finish, last.tokens, last.phase, left_out)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llava_app.checkpoints import Card, catalogue
 from llava_app.engine import Engine
+from llava_app.engine.process import ModelProcess, ProcessEngine
 from llava_app.errors import ModelError
 
 SWITCH_LIMIT = 30.0  # seconds that the answers of one model can hold up the next
@@ -139,17 +140,7 @@ def _key(card: Card) -> str:
     return card.source if card.kind == "hub" else f"{card.kind}/{Path(card.source).name}"
 
 
-def load_locally(card: Card, precision: str) -> Ready:
-    """Load `card` onto this machine. Raises ModelError."""
-    from llava_app.engine.local import LocalEngine  # torch takes seconds to import; the page does not wait for it
-    from llava_app.loading import load
-
-    loaded = load(card, precision)
-    return Ready(LocalEngine(loaded), loaded.why)
-
-
-def choose_locally() -> tuple[Card, str]:
-    """The model to start with on this machine, and the reason."""
-    from llava_app.loading import default_card  # as above: it asks torch for a GPU
-
-    return default_card()
+def load_locally(models: ModelProcess, card: Card, precision: str) -> Ready:
+    """Load `card` onto this machine, in the models' process. Raises ModelError."""
+    engine = ProcessEngine(models, card, precision)
+    return Ready(engine, engine.opened.why)

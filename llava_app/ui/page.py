@@ -5,11 +5,12 @@ from pathlib import Path
 import gradio as gr
 
 from llava_app.checkpoints import Card, find
+from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
-from llava_app.ui.models import Models, choose_locally, load_locally
+from llava_app.ui.models import Models, load_locally
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
 
 TITLE = "LLaVA"
@@ -59,13 +60,14 @@ def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
 def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int) -> None:
     """Serve the page until it is interrupted. Raises UserError: no such `model`, or a port that is taken."""
     chosen = find(model, runs) if model else None
+    process = ModelProcess()
 
     def choose() -> tuple[Card, str]:
-        return (chosen, "Chosen with --model.") if chosen else choose_locally()
+        return (chosen, "Chosen with --model.") if chosen else process.choose()
 
-    models = Models(lambda card: load_locally(card, precision), choose, runs=runs)
+    models = Models(lambda card: load_locally(process, card, precision), choose, runs=runs)
+    models.start()  # beside the page: neither waits for the other
     page = build(models)
     _serve(page, host=host, port=port)
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
-    models.start()  # only now: importing torch would hold the page up for seconds
     page.block_thread()

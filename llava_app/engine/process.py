@@ -1,0 +1,262 @@
+"""Engines in a process of their own. Python runs one thread at a time: in one process, drawing pages for eight people
+and writing their answers would take turns, and torch would hold up the page's start for seconds.
+
+The page's side sends calls, numbered, through a pipe; the other side answers each with one item or, for an answer of
+the model, with many. When the process dies, what was asked ends with a named error, and the next question starts it
+anew.
+"""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from llava_app.checkpoints import Card
+from llava_app.conversation import Conversation
+from llava_app.engine import Engine, Piece, Sampling
+from llava_app.engine.request import collect
+from llava_app.engine.watch import Snapshot
+from llava_app.errors import ModelError, UserError
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+    from llava_app.memory import Plan
+
+ENDED = (
+    "The process that the models run in has ended, most often because the memory was full. "
+    "Send the question again, which starts it anew, or choose a smaller model."
+)
+
+logger = logging.getLogger(__name__)
+
+# The page's side
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the page knows of a model that the other process has loaded."""
+
+    why: str  # as in `loading.Loaded`
+    packed: bytes
+
+    @cached_property
+    def parts(self) -> tuple["ProcessorMixin", "Plan"]:
+        """As in `loading.Loaded`; unpacked when somebody asks, because that imports torch."""
+        return pickle.loads(self.packed)
+
+
+class ModelProcess:
+    """A process that models are loaded into; it starts with the first of them, and again after it has died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._line: _Line | None = None
+
+    def choose(self) -> tuple[Card, str]:
+        """The model to start with on this machine, and the reason; see `loading.default_card`."""
+        return self.line().call("choose")
+
+    def line(self) -> "_Line":
+        """To the process that lives now."""
+        with self._lock:
+            if self._line and self._line.dead:
+                logger.error("The models' process ended with exit code %s and is started anew.", self._line.exit_code)
+                self._line = None
+            self._line = self._line or _Line()
+            return self._line
+
+
+class ProcessEngine:
+    """An engine of the other process. Made by loading, which takes seconds and raises ModelError."""
+
+    def __init__(self, models: ModelProcess, card: Card, precision: str) -> None:
+        self.card = card
+        self._models = models
+        self._wanted = (card, precision)
+        self._lock = threading.Lock()
+        self._line = models.line()
+        self._number, self.opened = self._load()
+
+    def _load(self) -> tuple[int, Opened]:
+        return self._line.call("load", *self._wanted)
+
+    def _where(self) -> tuple["_Line", int]:
+        with self._lock:
+            if self._line.dead:
+                self._line = self._models.line()
+                self._number, self.opened = self._load()
+            return self._line, self._number
+
+    def answer(self, conversation: Conversation, sampling: Sampling) -> Iterator[Piece]:
+        """Stream the answer to the open last turn; see `Engine.answer`."""
+        line, engine = self._where()
+        number, arrivals = line.send("answer", engine, conversation, sampling)
+        piece = Piece("", phase="queued")
+        try:
+            while piece.finish is None:
+                piece = collect(arrivals, piece.phase)
+                yield piece
+        finally:
+            line.forget(number)
+
+    def snapshot(self) -> Snapshot | None:
+        """What the engine is doing now; None while its process is gone."""
+        return None if self._line.dead else self._line.call("snapshot", self._number)
+
+    def close(self) -> None:
+        """End running and waiting answers, and give the model's memory back."""
+        if not self._line.dead:
+            self._line.call("close", self._number)
+
+
+class _Line:
+    """The pipe to one process, and who waits for what comes out of it."""
+
+    def __init__(self) -> None:
+        spawning = multiprocessing.get_context("spawn")  # a fork would take over threads and their locks
+        self._connection, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=serve, args=(theirs,), name="models", daemon=True)
+        self._process.start()
+        theirs.close()  # so that its end is noticed
+        self.dead = False
+        self._numbers = count()
+        self._waiting: dict[int, queue.SimpleQueue[Any]] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._read, name="from the models", daemon=True).start()
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.exitcode
+
+    def call(self, verb: str, *arguments: Any) -> Any:
+        """Send, and wait for the one item that answers. Raises what the other side raised."""
+        number, arrivals = self.send(verb, *arguments)
+        item = arrivals.get()
+        self.forget(number)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def send(self, verb: str, *arguments: Any) -> tuple[int, "queue.SimpleQueue[Any]"]:
+        """Its number, and where the items arrive that answer it."""
+        arrivals: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._lock:
+            number = next(self._numbers)
+            self._waiting[number] = arrivals
+            try:
+                self._connection.send((number, verb, arguments))
+            except OSError:
+                self.dead = True
+            if self.dead:
+                arrivals.put(ModelError(ENDED))
+        return number, arrivals
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for this any more; the other side stops with it."""
+        with self._lock:
+            if self._waiting.pop(number, None) and not self.dead:
+                self._connection.send((number, "stop", ()))
+
+    def _read(self) -> None:
+        while True:
+            try:
+                number, item = self._connection.recv()
+            except (EOFError, OSError):
+                break
+            arrivals = self._waiting.get(number)
+            if arrivals:
+                arrivals.put(item)
+        with self._lock:
+            self.dead = True
+            for arrivals in self._waiting.values():
+                arrivals.put(ModelError(ENDED))
+
+
+# The models' side
+
+
+def serve(connection: Connection) -> None:
+    """What the process does until the page's side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the page, which then ends this
+    _Host(connection).work()
+
+
+class _Host:
+    """Loads models and answers with them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._engines: dict[int, Engine] = {}
+        self._numbers = count()
+        self._given_up: dict[int, threading.Event] = {}
+
+    def work(self) -> None:
+        """Read calls until there is nobody who could make one. Each is answered by a thread of its own."""
+        while True:
+            try:
+                number, verb, arguments = self._connection.recv()
+            except (EOFError, OSError):
+                os._exit(0)
+            if verb == "stop":
+                self._given_up.pop(number).set()
+                continue
+            given_up = self._given_up[number] = threading.Event()
+            threading.Thread(target=self._do, args=(number, verb, arguments, given_up), daemon=True).start()
+
+    def _do(self, number: int, verb: str, arguments: tuple[Any, ...], given_up: threading.Event) -> None:
+        try:
+            if verb == "answer":
+                self._answer(number, *arguments, given_up=given_up)
+            else:
+                self._send(number, getattr(self, f"_{verb}")(*arguments))
+        except UserError as error:
+            self._send(number, error.with_traceback(None))
+        except Exception:  # the page's side writes it into the log, under a number
+            self._send(number, RuntimeError(f"in the models' process:\n{traceback.format_exc()}"))
+
+    def _choose(self) -> tuple[Card, str]:
+        from llava_app.loading import default_card  # torch is for this side only
+
+        return default_card()
+
+    def _load(self, card: Card, precision: str) -> tuple[int, Opened]:
+        from llava_app.engine.local import LocalEngine
+        from llava_app.loading import load
+
+        loaded = load(card, precision)
+        number = next(self._numbers)
+        self._engines[number] = LocalEngine(loaded)
+        return number, Opened(loaded.why, pickle.dumps((loaded.processor, loaded.plan)))
+
+    def _answer(
+        self, number: int, engine: int, conversation: Conversation, sampling: Sampling, *, given_up: threading.Event
+    ) -> None:
+        phase = ""
+        for piece in self._engines[engine].answer(conversation, sampling):
+            if given_up.is_set():
+                return
+            if piece.text or piece.finish or piece.left_out or piece.phase != phase:
+                self._send(number, piece)
+            phase = piece.phase
+
+    def _snapshot(self, engine: int) -> Snapshot | None:
+        return self._engines[engine].snapshot()
+
+    def _close(self, engine: int) -> None:
+        self._engines.pop(engine).close()
+
+    def _send(self, number: int, item: Any) -> None:
+        with self._sending:
+            self._connection.send((number, item))
