@@ -21,7 +21,7 @@ class Plan:
     pictures: int = 50_000
     texts: int = 8_000
     align_steps: int = 500
-    instruct_steps: int = 2_700
+    instruct_steps: int = 2_300
     processes: int = 2
 
 
