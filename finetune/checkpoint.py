@@ -133,17 +133,6 @@ def save_model(
     processor.save_pretrained(folder)
 
 
-def try_saving(folder: Path, model: PreTrainedModel, *, processor: ProcessorMixin, dtype: torch.dtype) -> None:
-    """Save once and delete it: a full disk or a config that cannot be saved shows before training, not after."""
-    trial = folder / "state" / "trial"
-    try:
-        save_model(trial, model, model.state_dict(), processor=processor, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"The model cannot be saved in {folder}: {error}") from error
-    finally:
-        shutil.rmtree(trial, ignore_errors=True)
-
-
 def stored_dtype(source: Path) -> torch.dtype:
     """The precision in which a checkpoint lies on disk; what is trained from it is stored in the same."""
     return AutoConfig.from_pretrained(source).dtype or torch.float32
