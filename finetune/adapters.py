@@ -7,9 +7,10 @@ adapter_config.json and adapter_model.safetensors are PEFT's own format, with th
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from finetune.recipe import Recipe
@@ -32,6 +33,18 @@ def add_adapters(model: LlavaForConditionalGeneration, recipe: Recipe) -> None:
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             weight.data = weight.data.to(torch.bfloat16)
+
+
+def rest(model: nn.Module) -> None:
+    """Evaluation mode, from which a model can go back to learning.
+
+    On a CPU, bitsandbytes repacks a 4-bit layer for good at its first use in evaluation mode, and no gradient passes
+    through it any more. So these layers, which compute the same in both modes, stay in training mode.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.training = True
 
 
 def lora_config(recipe: Recipe, base: str | None = None) -> LoraConfig:

@@ -111,7 +111,8 @@ class StepSampler:
     """The indices of each step of one process, over all epochs, from step `start` on.
 
     Deterministic from the seed and the epoch, so a place in the data is the number of a step. In each epoch every
-    example comes once; where a step does not divide by `processes`, its first examples come again. `grouped`, for
+    example comes once; where a step has fewer examples
+    than there are `processes`, its first one comes again. `grouped`, for
     padded batches: within CHUNK steps examples of similar length come together, and examples with and without pictures
     never share a step.
     """
@@ -164,6 +165,4 @@ class StepSampler:
         return [indices[start : start + self.global_batch] for start in range(0, len(indices), self.global_batch)]
 
     def _share(self, step: list[int]) -> list[int]:
-        missing = -len(step) % self.processes
-        filled = [step[place % len(step)] for place in range(len(step) + missing)]
-        return filled[self.process :: self.processes]
+        return step[self.process :: self.processes] or step[:1]

@@ -97,6 +97,8 @@ class Recipe:
                 raise RecipeError(f"{name} is {value}; it must lie between {least} and {most}.")
         if self.quantise != "none" and not self.lora_rank:
             raise RecipeError(f"quantise is {self.quantise}: quantised weights cannot learn. Give a lora_rank too.")
+        if self.quantise != "none" and self.precision == "float32":
+            raise RecipeError(f"quantise is {self.quantise}, which computes in bfloat16. Set precision=bfloat16.")
         if self.feature_cache and self.vision_learning_rate:
             raise RecipeError("feature_cache needs a frozen vision tower. Take vision_learning_rate away, or it.")
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from finetune import checkpoint
-from finetune.adapters import add_adapters
+from finetune.adapters import add_adapters, rest
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, StepSampler
 from finetune.data import Checked, Examples, check
@@ -245,7 +245,8 @@ def _evaluate(course: Course, step: int, log: Log) -> None:
     if not course.held_out:
         return
     accelerator, llava = course.accelerator, course.llava
-    model = accelerator.unwrap_model(course.model).eval()
+    model = accelerator.unwrap_model(course.model)
+    rest(model)
     share = course.held_out[accelerator.process_index :: accelerator.num_processes]
     with accelerator.autocast():
         loss, tokens = losses(model, course.examples, _collator(course), places=share)
