@@ -97,7 +97,8 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
     card = output.card(checked)
     if accelerator.is_main_process:
-        output.save(folder, course.llava, weights)
+        with checkpoint.writing(folder / "state" / "partial"):
+            output.save(folder, course.llava, weights)
         write_card(folder, card)
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()

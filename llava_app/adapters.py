@@ -6,7 +6,7 @@ from pathlib import Path
 
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from llava_app.checkpoints import CARD_NAME, Card, find
 from llava_app.errors import ModelError
@@ -67,4 +67,5 @@ def attach(model: PreTrainedModel, folder: Path) -> None:
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             weight.data = weight.data.to(device=model.device, dtype=dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
     model.requires_grad_(False).eval()
