@@ -99,6 +99,8 @@ class Recipe:
             raise RecipeError(f"quantise is {self.quantise}: quantised weights cannot learn. Give a lora_rank too.")
         if self.quantise != "none" and self.precision == "float32":
             raise RecipeError(f"quantise is {self.quantise}, which computes in bfloat16. Set precision=bfloat16.")
+        if self.lora_rank and self.stage == "align":
+            raise RecipeError("Stage align trains the projector only, so lora_rank has nothing to do. Take it away.")
         if self.feature_cache and self.vision_learning_rate:
             raise RecipeError("feature_cache needs a frozen vision tower. Take vision_learning_rate away, or it.")
 

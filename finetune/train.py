@@ -151,7 +151,7 @@ def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked
         replace(run, checked=checked.summary()).save(folder)
     if accelerator.is_main_process and resume:
         newest = checkpoint.newest_state(folder)
-        checkpoint.cut_log(folder, checkpoint.step_of(newest) if newest else 0)
+        checkpoint.cut_log(folder, checkpoint.step_of(newest) if newest else -1)
     accelerator.wait_for_everyone()
 
 
