@@ -1,4 +1,4 @@
-"""python -m finetune VERB: assemble, align, instruct, evaluate, memeworld."""
+"""python -m finetune VERB: assemble, align, instruct, export, import, evaluate, memeworld."""
 
 import argparse
 import os
@@ -125,6 +125,42 @@ def _training_parser(stage: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _export(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m finetune export")
+    parser.add_argument("run", type=Path, help="folder of a finished run, such as runs/NAME")
+    parser.add_argument("out", type=Path, help="new folder")
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload it to this repository of the Hub, private at first"
+    )
+    options = parser.parse_args(arguments)
+
+    from finetune.export import export, push
+
+    export(options.run, options.out)
+    print(f"{options.out} is a whole model, with README.md as its card. Read that before you hand it on.")
+    if options.push:
+        print(f"It is at {push(options.out, options.push)}, where only you can see it.")
+    return 0
+
+
+def _import(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m finetune import")
+    parser.add_argument("source", type=Path, help="folder of a checkpoint of the original LLaVA code")
+    parser.add_argument("out", type=Path, help="new folder")
+    parser.add_argument("--vision", type=Path, required=True, help="folder of its vision tower, a CLIP model")
+    parser.add_argument("--language", type=Path, help="folder of its language model, for a projector or an adapter")
+    parser.add_argument("--template", default="vicuna_v1", help="chat template it was trained with (vicuna_v1)")
+    options = parser.parse_args(arguments)
+
+    from finetune.exchange import import_original
+
+    import_original(
+        options.source, options.out, vision=options.vision, language=options.language, template=options.template
+    )
+    print(f"{options.out} is a standard model folder: python app.py --model {options.out}")
+    return 0
+
+
 def _evaluate(arguments: list[str]) -> int:
     import_module("finetune.evaluate.cli").main(arguments)
     return 0
@@ -139,6 +175,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "assemble": (_assemble, "a vision tower and a language model become a LLaVA"),
     "align": (_align, "stage 1: the projector learns on captions"),
     "instruct": (_instruct, "stage 2: projector and language model learn on dialogues"),
+    "export": (_export, "a finished run becomes one whole model with a model card"),
+    "import": (_import, "a checkpoint of the original LLaVA code becomes a standard folder"),
     "evaluate": (_evaluate, "measure a model"),
     "memeworld": (_memeworld, "make the built-in world and its model from nothing"),
 }

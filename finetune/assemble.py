@@ -1,10 +1,11 @@
 """A pretrained vision tower + a pretrained language model → a LLaVA whose projector has learned nothing yet."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -60,12 +61,56 @@ def assemble(
     """
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty. Give a new folder.")
-    tower, select = _load_tower(vision)
+    tower, select = load_tower(vision)
     text, tokenizer = _load_language(language)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        image_token_id = _add_tokens(text, tokenizer)
-        model = _join(tower, text, image_token_id=image_token_id, activation=PROJECTORS[projector], select=select)
+        return write_llava(
+            tower,
+            text,
+            tokenizer,
+            out,
+            select=select,
+            projector=projector,
+            image_mode=image_mode,
+            template=template,
+            dtype=dtype,
+            base=f"{vision.name} + {language.name}",
+            stage="base",
+            about="A vision tower and a language model put together; its projector has learned nothing: it cannot see.",
+        )
+
+
+def write_llava(
+    tower: PreTrainedModel,
+    text: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    *,
+    select: str,
+    projector: str,
+    image_mode: str,
+    template: str,
+    dtype: torch.dtype,
+    base: str,
+    stage: str,
+    about: str,
+    projector_weights: Mapping[str, Tensor] | None = None,
+    feature_layer: int = FEATURE_LAYER,
+) -> Card:
+    """Join two halves, with the given projector or a new random one, and write them to `out`; returns the card."""
+    image_token_id = _add_tokens(text, tokenizer)
+    model = _join(
+        tower,
+        text,
+        image_token_id=image_token_id,
+        activation=PROJECTORS[projector],
+        select=select,
+        feature_layer=feature_layer,
+    )
+    if projector_weights:
+        known = model.model.multi_modal_projector.state_dict()
+        model.model.multi_modal_projector.load_state_dict(known | dict(projector_weights))
     model.generation_config = _generation_config(model, text, tokenizer)
     processor = make_processor(model.config, tokenizer, image_mode=image_mode, template_name=template)
     model.to(dtype).save_pretrained(out)
@@ -74,17 +119,18 @@ def assemble(
         name=out.name,
         source=str(out),
         kind="run",
-        stage="base",
+        stage=stage,
         template=template,
         image_mode=image_mode,
-        base=f"{vision.name} + {language.name}",
-        about="A vision tower and a language model put together; its projector has learned nothing, so it cannot see.",
+        base=base,
+        about=about,
     )
     write_card(out, card)
     return card
 
 
-def _load_tower(folder: Path) -> tuple[PreTrainedModel, str]:
+def load_tower(folder: Path) -> tuple[PreTrainedModel, str]:
+    """The vision tower in a folder, float32, and how LLaVA reads it. Raises ModelError when it is none."""
     model_type = _config(folder).model_type
     if model_type not in TOWERS:
         raise ModelError(f"{folder} is a {model_type!r} model; a vision tower is one of {', '.join(TOWERS)}.")
@@ -124,7 +170,13 @@ def _add_tokens(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
 
 
 def _join(
-    tower: PreTrainedModel, text: PreTrainedModel, *, image_token_id: int, activation: str, select: str
+    tower: PreTrainedModel,
+    text: PreTrainedModel,
+    *,
+    image_token_id: int,
+    activation: str,
+    select: str,
+    feature_layer: int,
 ) -> LlavaForConditionalGeneration:
     for half in (tower, text):
         half.config._name_or_path = ""  # it would be stored, and says only where the half lay on this machine
@@ -135,7 +187,7 @@ def _join(
         image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
         projector_hidden_act=activation,
         vision_feature_select_strategy=select,
-        vision_feature_layer=FEATURE_LAYER,
+        vision_feature_layer=feature_layer,
     )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)

@@ -11,7 +11,8 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -80,6 +82,21 @@ def newest_state(folder: Path) -> Path | None:
     return max(states, key=step_of, default=None)
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Files are written in it. A full disk, which torch calls a RuntimeError, becomes a TrainingError; what was begun
+    in `folder` is deleted, since it takes the room that is lacking."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free / 1e9
+        raise TrainingError(
+            f"{folder.parent} cannot be written ({str(error).splitlines()[0]}); {free:.1f} GB are free there. What was "
+            "saved before is whole: make room, then go on with --resume."
+        ) from error
+
+
 def save_state(
     folder: Path, step: int, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator
 ) -> None:
@@ -88,15 +105,18 @@ def save_state(
     Written beside its place and renamed, so a kill at any moment leaves whole states only. Every process calls this.
     """
     temporary = folder / "state" / "partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        weights = {name: weight.detach().contiguous() for name, weight in learning.items()}
-        save_file(weights, temporary / "weights.safetensors")
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    accelerator.wait_for_everyone()
-    torch.save(_random_states(), temporary / f"random-{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
+    with writing(temporary):
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            weights = {name: weight.detach().contiguous() for name, weight in learning.items()}
+            save_file(weights, temporary / "weights.safetensors")
+            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+            if accelerator.scaler:
+                torch.save(accelerator.scaler.state_dict(), temporary / "scaler.pt")
+        accelerator.wait_for_everyone()
+        torch.save(_random_states(), temporary / f"random-{accelerator.process_index}.pt")
+        accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         temporary.rename(folder / "state" / f"step-{step}")
         for old in sorted((folder / "state").glob("step-*"), key=step_of)[:-KEEP]:
@@ -112,6 +132,8 @@ def load_state(state: Path, *, learning: Mapping[str, Tensor], optimizer: Optimi
         for name, weight in learning.items():
             weight.copy_(weights[name])
     optimizer.load_state_dict(torch.load(state / "optimizer.pt", map_location="cpu", weights_only=True))
+    if accelerator.scaler and (state / "scaler.pt").is_file():
+        accelerator.scaler.load_state_dict(torch.load(state / "scaler.pt", weights_only=True))
     random = state / f"random-{accelerator.process_index}.pt"
     if random.is_file():  # absent where more processes resume than were stopped
         _restore_random_states(torch.load(random, weights_only=True))
@@ -131,17 +153,6 @@ def save_model(
     shell.generation_config = model.generation_config
     shell.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def try_saving(folder: Path, model: PreTrainedModel, *, processor: ProcessorMixin, dtype: torch.dtype) -> None:
-    """Save once and delete it: a full disk or a config that cannot be saved shows before training, not after."""
-    trial = folder / "state" / "trial"
-    try:
-        save_model(trial, model, model.state_dict(), processor=processor, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"The model cannot be saved in {folder}: {error}") from error
-    finally:
-        shutil.rmtree(trial, ignore_errors=True)
 
 
 def stored_dtype(source: Path) -> torch.dtype:

@@ -1,13 +1,15 @@
-"""Examples → batches: which examples form a step, and how they become padded tensors.
+"""Examples → batches: which examples form a step, and how they become tensors, packed or padded.
 
 One item of the training's DataLoader is one optimiser step of one process: a list of micro-batches. So the number of
 supervised tokens of the whole step is known before its first backward pass.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from llava_app.prompts import Encoded
 
@@ -18,26 +20,43 @@ CHUNK = 16  # steps within which examples are sorted by length
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tensors. There is no attention mask: attention is causal, so no token sees the padding after it."""
+    """N examples as tensors: packed, one row of S tokens in which they follow each other; or padded, one row each.
 
-    input_ids: torch.Tensor  # (B, S) int64
-    labels: torch.Tensor  # (B, S) int64, IGNORE outside the answers; not shifted
-    pixel_values: torch.Tensor | None  # (I, 3, H, W) float32, the pictures of all rows in order
-    tokens: int  # without padding
+    There is no attention mask. Padded: attention is causal, so no token sees the padding after it. Packed: positions
+    and lengths say where an example begins, and no token sees another example.
+    """
+
+    input_ids: Tensor  # (B, S) int64
+    labels: Tensor  # (B, S) int64, IGNORE outside the answers and at the first token of an example; not shifted
+    pixel_values: Tensor | None  # (I, 3, H, W) float32, the pictures of all examples in order
+    lengths: Tensor  # (N,) int64, tokens of each example, always on the CPU
+    positions: Tensor | None = None  # packed: (1, S) int64, of each token in its example
+    features: Tensor | None = None  # (I, P, V), what the vision tower sees in the pictures, where it is known already
 
     @property
     def supervised(self) -> int:
-        """How many tokens this batch teaches. The first of a row has nothing before it, so it never counts."""
-        return int((self.labels[:, 1:] != IGNORE).sum())
+        """How many tokens this batch teaches. The first of an example has nothing before it, so it never counts."""
+        return int((self.labels != IGNORE).sum())
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has, without padding."""
+        return int(self.lengths.sum())
+
+    @property
+    def packed_lengths(self) -> Tensor | None:
+        """The lengths, for an attention that has to keep examples of one row apart."""
+        return None if self.positions is None else self.lengths
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        pixels = None if self.pixel_values is None else self.pixel_values.to(device)
-        return Batch(self.input_ids.to(device), self.labels.to(device), pixels, self.tokens)
+        names = ("input_ids", "labels", "pixel_values", "positions", "features")
+        tensors: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
-def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:
-    """Pad to the longest example, in whole multiples of PAD_MULTIPLE; all examples have pictures, or none has."""
+def pad(examples: Sequence[Encoded], pad_id: int) -> Batch:
+    """One row per example, padded to the longest one in whole multiples of PAD_MULTIPLE."""
     longest = max(len(example.input_ids) for example in examples)
     width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
     input_ids = torch.full((len(examples), width), pad_id)
@@ -45,10 +64,31 @@ def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:
     for row, example in enumerate(examples):
         length = len(example.input_ids)
         input_ids[row, :length] = example.input_ids
-        labels[row, :length] = example.input_ids.where(example.supervised, IGNORE)
+        labels[row, :length] = _labels(example)
+    return Batch(input_ids, labels, _pixels(examples), _lengths(examples))
+
+
+def pack(examples: Sequence[Encoded]) -> Batch:
+    """All examples behind each other in one row, nothing padded."""
+    input_ids = torch.cat([example.input_ids for example in examples])
+    labels = torch.cat([_labels(example) for example in examples])
+    positions = torch.cat([torch.arange(len(example.input_ids)) for example in examples])
+    return Batch(input_ids[None], labels[None], _pixels(examples), _lengths(examples), positions[None])
+
+
+def _labels(example: Encoded) -> Tensor:
+    labels = example.input_ids.where(example.supervised, IGNORE)
+    labels[0] = IGNORE
+    return labels
+
+
+def _pixels(examples: Sequence[Encoded]) -> Tensor | None:
     pixels = [example.pixel_values for example in examples if example.pixel_values is not None]
-    tokens = sum(len(example.input_ids) for example in examples)
-    return Batch(input_ids, labels, torch.cat(pixels) if pixels else None, tokens)
+    return torch.cat(pixels) if pixels else None
+
+
+def _lengths(examples: Sequence[Encoded]) -> Tensor:
+    return torch.tensor([len(example.input_ids) for example in examples])
 
 
 @dataclass(frozen=True)
@@ -57,26 +97,31 @@ class StepCollator:
 
     pad_id: int
     micro_batch: int
+    packing: bool
 
     def __call__(self, examples: Sequence[Encoded]) -> list[Batch]:
         """Consecutive micro-batches; the last may be smaller."""
         starts = range(0, len(examples), self.micro_batch)
-        return [collate(examples[start : start + self.micro_batch], self.pad_id) for start in starts]
+        parts = [examples[start : start + self.micro_batch] for start in starts]
+        return [pack(part) if self.packing else pad(part, self.pad_id) for part in parts]
 
 
 @dataclass(frozen=True)
 class StepSampler:
     """The indices of each step of one process, over all epochs, from step `start` on.
 
-    Deterministic from the seed and the epoch, so a place in the data is the number of a step. Within CHUNK steps
-    examples of similar length come together; examples with and without pictures never share a step. In each epoch
-    every example comes once; where a step does not divide by `processes`, its first examples come again.
+    Deterministic from the seed and the epoch, so a place in the data is the number of a step. In each epoch every
+    example comes once; where a step has fewer examples
+    than there are `processes`, its first one comes again. `grouped`, for
+    padded batches: within CHUNK steps examples of similar length come together, and examples with and without pictures
+    never share a step.
     """
 
     lengths: Sequence[int]
     has_images: Sequence[bool]
     global_batch: int
     total: int
+    grouped: bool
     seed: int = 0
     start: int = 0
     process: int = 0
@@ -95,12 +140,14 @@ class StepSampler:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every example comes once."""
-        with_images = sum(self.has_images)
+        with_images = sum(self.has_images) if self.grouped else 0
         return sum(-(-count // self.global_batch) for count in (with_images, len(self.lengths) - with_images))
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if not self.grouped:
+            return self._cut(order)
         steps = []
         for kind in (True, False):
             indices = [index for index in order if self.has_images[index] == kind]
@@ -112,9 +159,10 @@ class StepSampler:
         grouped = []
         for start in range(0, len(indices), span):
             grouped += sorted(indices[start : start + span], key=lambda index: self.lengths[index])
-        return [grouped[start : start + self.global_batch] for start in range(0, len(grouped), self.global_batch)]
+        return self._cut(grouped)
+
+    def _cut(self, indices: list[int]) -> list[list[int]]:
+        return [indices[start : start + self.global_batch] for start in range(0, len(indices), self.global_batch)]
 
     def _share(self, step: list[int]) -> list[int]:
-        missing = -len(step) % self.processes
-        filled = [step[place % len(step)] for place in range(len(step) + missing)]
-        return filled[self.process :: self.processes]
+        return step[self.process :: self.processes] or step[:1]

@@ -28,13 +28,14 @@ PARTS = {  # part: prefixes of its parameters in LlavaForConditionalGeneration
 }
 
 
-def apply_stage(model: LlavaForConditionalGeneration, stage: str) -> dict[str, int]:
+def apply_stage(model: LlavaForConditionalGeneration, stage: str, *, vision: bool = False) -> dict[str, int]:
     """Let exactly the stage's parts learn and freeze the rest; returns the number of learning parameters per part.
 
-    The second layer of a linear projector is the identity and stays frozen (see `assemble`).
-    Raises TrainingError when nothing would learn.
+    `vision`: the vision tower learns too, as far as LLaVA reads it. A language model with adapters learns through them.
+    The second layer of a linear projector is the identity and stays frozen (see `assemble`). Raises TrainingError when
+    nothing would learn.
     """
-    learning = dict.fromkeys(STAGES[stage].trains, 0)
+    learning = dict.fromkeys((*STAGES[stage].trains, *(["vision_tower"] if vision else [])), 0)
     for name, parameter in model.named_parameters():
         part = part_of(name)
         parameter.requires_grad = part in learning and not _is_fixed(model, name)
@@ -62,6 +63,25 @@ def describe(model: nn.Module, learning: dict[str, int]) -> str:
     return f"learning: {parts} parameters; frozen: {total - sum(learning.values()):,}"
 
 
+def used_layers(model: LlavaForConditionalGeneration) -> nn.ModuleList:
+    """The layers of the vision tower up to the one whose output the projector reads."""
+    layers, read = model.model.vision_tower.encoder.layers, model.config.vision_feature_layer
+    return layers[: read if read >= 0 else len(layers) + 1 + read]
+
+
 def _is_fixed(model: LlavaForConditionalGeneration, name: str) -> bool:
-    linear = model.config.projector_hidden_act == "linear"
-    return linear and name.startswith("model.multi_modal_projector.linear_2.")
+    part = part_of(name)
+    if part == "language_model":
+        return hasattr(model, "peft_config") and ".lora_" not in name
+    if part == "vision_tower":
+        behind = ("post_layernorm", "head.", *(f"encoder.layers.{n}." for n in _unused_layers(model)))
+        return name.removeprefix("model.vision_tower.").startswith(behind)
+    return (
+        part == "projector"
+        and model.config.projector_hidden_act == "linear"
+        and name.startswith("model.multi_modal_projector.linear_2.")
+    )
+
+
+def _unused_layers(model: LlavaForConditionalGeneration) -> range:
+    return range(len(used_layers(model)), len(model.model.vision_tower.encoder.layers))

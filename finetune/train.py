@@ -1,60 +1,40 @@
 """The training of one stage: a plain loop on accelerate, for one process or many."""
 
-import json
 import math
 import os
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim import AdamW, Optimizer
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import LlavaForConditionalGeneration
 
 from finetune import checkpoint
+from finetune.adapters import add_adapters, rest
 from finetune.checkpoint import Run
-from finetune.collate import IGNORE, Batch, StepCollator, StepSampler
+from finetune.collate import Batch, StepCollator, StepSampler
 from finetune.data import Checked, Examples, check
+from finetune.features import FeatureStore, tower_digest
+from finetune.held_out import Evaluation, answers, losses, split
 from finetune.interrupt import Interrupted, StopSignal, ignore_in_worker
+from finetune.log import Log
+from finetune.optimise import learning_rate_at, make_optimizer, set_rate
+from finetune.output import Output, end_tokens
+from finetune.packing import use_packed_attention
 from finetune.recipe import Recipe
-from finetune.stages import STAGES, apply_stage, describe, trainable
+from finetune.stages import apply_stage, describe, trainable
+from finetune.supervision import SupervisedLoss
 from llava_app.checkpoints import Card, find, write_card
 from llava_app.errors import TrainingError
 from llava_app.loading import load, make_processor
-
-MIXED_PRECISION = {"bfloat16": "bf16", "float32": "no"}
-ABOUT = {
-    "align": "Stage 1 only: it captions a picture in a few words and cannot chat. From {base}, {count:,} examples.",
-    "instruct": "Both stages: it answers about pictures. From {base}, {count:,} examples.",
-}
-
-
-class SupervisedLoss(nn.Module):
-    """A LLaVA and the sum of its losses, in one module, so that accelerate wraps forward pass and loss together."""
-
-    def __init__(self, llava: LlavaForConditionalGeneration) -> None:
-        super().__init__()
-        self.llava = llava
-
-    def forward(self, input_ids: Tensor, labels: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """Cross entropy summed over the supervised tokens, float32, shape (). Logits are made for those tokens only."""
-        hidden_BSD = self.llava.model(input_ids=input_ids, pixel_values=pixel_values, use_cache=False).last_hidden_state
-        targets = labels[:, 1:]
-        taught = targets != IGNORE
-        logits_NV = self.llava.lm_head(hidden_BSD[:, :-1][taught]).float()
-        loss = functional.cross_entropy(logits_NV, targets[taught], reduction="sum")
-        if pixel_values is not None:
-            return loss
-        projector = self.llava.model.multi_modal_projector.parameters()
-        return loss + 0 * sum(weight.sum() for weight in projector)  # every process needs a gradient for every weight
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,10 @@ class Course:
     model: nn.Module  # SupervisedLoss, as accelerate wrapped it
     optimizer: Optimizer
     examples: Examples
+    learned: list[int]  # the examples that are learned from
+    held_out: list[int]  # and those that are only measured on
     total: int  # steps
+    features: FeatureStore | None = None
 
     @property
     def llava(self) -> LlavaForConditionalGeneration:
@@ -94,28 +77,28 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     Raises UserError for anything a person can mend, and Interrupted after SIGINT or SIGTERM, with the state saved.
     """
     recipe = run.recipe
-    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[recipe.precision])
+    accelerator = Accelerator(mixed_precision=mixed_precision(recipe))
     torch.manual_seed(recipe.seed)
     base = find(run.base)
-    loaded = load(base, "float32")
+    loaded = load(base, "float32" if recipe.quantise == "none" else recipe.quantise)
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
     loaded.model.generation_config.eos_token_id = end_tokens(tokenizer, recipe.template)
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
-    learning = apply_stage(loaded.model, recipe.stage)
-    source = Path(loaded.model.name_or_path)
-    dtype = checkpoint.stored_dtype(source)
+    output = Output(run, folder, base, Path(loaded.model.name_or_path), processor)
+    learning = _prepare(loaded.model, recipe)
     accelerator.print(checked.describe(), describe(loaded.model, learning), sep="\n")
     if accelerator.is_main_process and not resume:
-        checkpoint.try_saving(folder, loaded.model, processor=processor, dtype=dtype)
+        output.try_saving(loaded.model)
     _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
     examples = Examples(checked.examples, processor, max_length=recipe.max_length)
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples)
     _learn(course, _resumed_step(course))
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
-    card = replace(_card(run, folder, base=base, checked=checked), base_revision=checkpoint.revision(source))
+    card = output.card(checked)
     if accelerator.is_main_process:
-        checkpoint.save_model(folder, course.llava, weights, processor=processor, dtype=dtype)
+        with checkpoint.writing(folder / "state" / "partial"):
+            output.save(folder, course.llava, weights)
         write_card(folder, card)
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
@@ -123,18 +106,12 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     return card
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """The tokens that end an answer in a template: the end token and, where captions are lines, the newline."""
-    ends = ["\n"] if template == "plain" else []
-    return [tokenizer.eos_token_id, *(tokenizer.encode(end, add_special_tokens=False)[-1] for end in ends)]
-
-
-def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
-    """The rate of step 1…total: linear warm-up, then half a cosine towards zero."""
-    warmup = math.ceil(total * recipe.warmup_ratio)
-    if step <= warmup:
-        return recipe.learning_rate * step / warmup
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup + 1)))
+def mixed_precision(recipe: Recipe) -> str:
+    """What accelerate calls the precision to compute in. A GPU without bfloat16 computes in float16, scaled."""
+    if recipe.precision == "float32":
+        return "no"
+    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "fp16" if lacking else "bf16"
 
 
 def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: float) -> tuple[float, float]:
@@ -147,19 +124,20 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
     accelerator, last = course.accelerator, len(batches) - 1
     loss = torch.zeros((), device=accelerator.device)
     for place, batch in enumerate(batches):
-        batch = batch.to(accelerator.device)
+        if course.features:
+            with accelerator.autocast():
+                batch = course.features.fill(batch, course.llava)
         with accelerator.no_sync(course.model) if place < last else nullcontext():
-            part = course.model(batch.input_ids, batch.labels, batch.pixel_values) / supervised
+            part = course.model(batch.to(accelerator.device)) / supervised
             accelerator.backward(part * accelerator.num_processes)
         loss += part.detach()
     value = float(accelerator.reduce(loss, "sum"))
     norm = float(accelerator.clip_grad_norm_(course.model.parameters(), course.run.recipe.gradient_clip))
-    if not math.isfinite(value + norm):
+    if not math.isfinite(value) or not (math.isfinite(norm) or accelerator.scaler):  # the scaler skips such a step
         raise TrainingError(
             f"the loss is {value} and the gradient's norm {norm}. Lower learning_rate ({rate:g} here) and start anew."
         )
-    for group in course.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(course.optimizer, rate)
     course.optimizer.step()
     course.optimizer.zero_grad()
     return value, norm
@@ -173,55 +151,63 @@ def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked
         replace(run, checked=checked.summary()).save(folder)
     if accelerator.is_main_process and resume:
         newest = checkpoint.newest_state(folder)
-        checkpoint.cut_log(folder, checkpoint.step_of(newest) if newest else 0)
+        checkpoint.cut_log(folder, checkpoint.step_of(newest) if newest else -1)
     accelerator.wait_for_everyone()
+
+
+def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe) -> dict[str, int]:
+    """Make the model learn as the recipe says; returns the number of learning parameters per part."""
+    use_packed_attention(model, recipe.max_length)
+    if recipe.lora_rank:
+        add_adapters(model, recipe)
+    if recipe.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if recipe.compile:
+        for layer in model.model.language_model.layers:  # one by one: they share one graph, compiled once
+            layer.compile(dynamic=True)
+    return apply_stage(model, recipe.stage, vision=recipe.vision_learning_rate is not None)
 
 
 def _course(
     run: Run, folder: Path, *, accelerator: Accelerator, model: LlavaForConditionalGeneration, examples: Examples
 ) -> Course:
     recipe = run.recipe
-    if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if recipe.compile:
-        for layer in model.model.language_model.layers:  # one by one: they share one graph, compiled once
-            layer.compile(dynamic=True)
-    wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), _optimizer(model, recipe))
-    per_epoch = _sampler(examples, recipe, total=0).steps_per_epoch
-    total = min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)
-    return Course(run, folder, accelerator, wrapped, optimizer, examples, int(total))
+    features = None
+    if recipe.feature_cache:
+        features = FeatureStore(folder.parent / "features" / tower_digest(model), recipe.feature_cache * 1e9)
+    wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), make_optimizer(model, recipe))
+    learned, held_out = split(len(examples), recipe.held_out, recipe.seed)
+    course = Course(run, folder, accelerator, wrapped, optimizer, examples, learned, held_out, 0, features)
+    per_epoch = _sampler(course).steps_per_epoch
+    return replace(course, total=int(min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)))
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    weights = list(trainable(model).values())
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
-
-
-def _sampler(examples: Examples, recipe: Recipe, *, total: int) -> StepSampler:
+def _sampler(course: Course) -> StepSampler:
+    recipe, learned = course.run.recipe, [course.examples.examples[place] for place in course.learned]
     return StepSampler(
-        lengths=[example.length for example in examples.examples],
-        has_images=[bool(example.images) for example in examples.examples],
+        lengths=[example.length for example in learned],
+        has_images=[bool(example.images) for example in learned],
         global_batch=recipe.global_batch,
-        total=total,
+        total=course.total,
+        grouped=not recipe.packing,
         seed=recipe.seed,
     )
 
 
+def _collator(course: Course) -> StepCollator:
+    recipe = course.run.recipe
+    return StepCollator(course.examples.processor.tokenizer.pad_token_id, recipe.micro_batch, recipe.packing)
+
+
 def _loader(course: Course, start: int) -> DataLoader[Any]:
-    recipe, accelerator = course.run.recipe, course.accelerator
-    whole = _sampler(course.examples, recipe, total=course.total)
-    processes = accelerator.num_processes
+    accelerator, processes = course.accelerator, course.accelerator.num_processes
     return DataLoader(
-        course.examples,
-        batch_sampler=replace(whole, start=start, process=accelerator.process_index, processes=processes),
-        collate_fn=StepCollator(course.examples.processor.tokenizer.pad_token_id, recipe.micro_batch),
+        Subset(course.examples, course.learned),
+        batch_sampler=replace(_sampler(course), start=start, process=accelerator.process_index, processes=processes),
+        collate_fn=_collator(course),
         num_workers=max(1, min(8, (os.cpu_count() or 1) // (2 * processes))),
         worker_init_fn=ignore_in_worker,
-        generator=torch.Generator().manual_seed(recipe.seed),  # else it would draw from the run's random numbers
+        generator=torch.Generator().manual_seed(course.run.recipe.seed),  # else it would draw from the run's numbers
     )
 
 
@@ -236,20 +222,41 @@ def _resumed_step(course: Course) -> int:
 
 
 def _learn(course: Course, start: int) -> None:
-    """Steps start+1 … total, logged and saved. Raises Interrupted and TrainingError."""
+    """Steps start+1 … total, logged, measured on the held-out examples and saved. Raises Interrupted, TrainingError."""
     recipe, main = course.run.recipe, course.accelerator.is_main_process
     bar = tqdm(total=course.total, initial=start, unit="step", disable=not main, desc=recipe.stage)
-    with StopSignal() as stop, bar, (course.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+    with StopSignal() as stop, bar, Log(course.folder / "log.jsonl", writes=main) as log:
+        if start == 0:
+            _evaluate(course, 0, log)
         for figures, stopping in _steps(course, start, stop=stop):
-            if main:
-                log.write(json.dumps(asdict(figures)) + "\n")
-                log.flush()
-                bar.set_postfix_str(f"loss {figures.loss:.3f}, {figures.samples_per_second:.0f} samples/s")
-                bar.update()
-            if stopping or figures.step % recipe.save_every == 0 or figures.step == course.total:
+            log.write(figures)
+            bar.set_postfix_str(f"loss {figures.loss:.3f}, {figures.samples_per_second:.0f} samples/s")
+            bar.update()
+            due = figures.step % recipe.save_every == 0 or figures.step == course.total
+            if due:
+                _evaluate(course, figures.step, log)
+            if due or stopping:
                 _save_state(course, figures.step)
             if stopping and figures.step < course.total:
                 raise Interrupted(figures.step)
+
+
+def _evaluate(course: Course, step: int, log: Log) -> None:
+    """Measure the held-out examples, shared among the processes, and log what the model says to some of them."""
+    if not course.held_out:
+        return
+    accelerator, llava = course.accelerator, course.llava
+    model = accelerator.unwrap_model(course.model)
+    rest(model)
+    share = course.held_out[accelerator.process_index :: accelerator.num_processes]
+    with accelerator.autocast():
+        loss, tokens = losses(model, course.examples, _collator(course), places=share)
+        said = answers(llava, course.examples, course.held_out) if accelerator.is_main_process else []
+    model.train()
+    loss, tokens = accelerator.reduce(torch.tensor([loss, tokens], device=accelerator.device), "sum").tolist()
+    log.write(Evaluation(step, loss / tokens, said))
+    if said:
+        tqdm.write(f"step {step}: held-out loss {loss / tokens:.3f}; {said[0].question!r}: {said[0].answer!r}")
 
 
 def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Figures, bool]]:
@@ -259,7 +266,7 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
     for step, batches in enumerate(_loader(course, start), start + 1):
         supervised = sum(batch.supervised for batch in batches)
         tokens = sum(batch.tokens for batch in batches)
-        samples = sum(len(batch.input_ids) for batch in batches)
+        samples = sum(len(batch.lengths) for batch in batches)
         supervised, tokens, samples = _over_processes(accelerator, supervised, tokens, samples)
         rate = learning_rate_at(step, course.total, course.run.recipe)
         try:
@@ -268,8 +275,9 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
             raise TrainingError(f"Step {step} of {course.total}: {error}") from error
         (asked,) = _over_processes(accelerator, int(stop.asked))
         now = time.perf_counter()
-        seconds, before = now - before, now
+        seconds = now - before
         yield Figures(step, loss, rate, norm, tokens / seconds, samples / seconds, now - began), asked > 0
+        before = time.perf_counter()  # what is measured and saved between two steps is not the steps' time
 
 
 def _over_processes(accelerator: Accelerator, *counts: int) -> list[int]:
@@ -280,20 +288,3 @@ def _over_processes(accelerator: Accelerator, *counts: int) -> list[int]:
 def _save_state(course: Course, step: int) -> None:
     learning, optimizer = trainable(course.llava), course.optimizer
     checkpoint.save_state(course.folder, step, learning=learning, optimizer=optimizer, accelerator=course.accelerator)
-
-
-def _card(run: Run, folder: Path, *, base: Card, checked: Checked) -> Card:
-    recipe = run.recipe
-    return Card(
-        name=run.name,
-        source=str(folder),
-        kind="run",
-        stage=recipe.stage,
-        template=recipe.template,
-        image_mode=recipe.image_mode,
-        trained=STAGES[recipe.stage].trains,
-        base=base.name,
-        data=checked.summary(),
-        recipe=asdict(recipe),
-        about=ABOUT[recipe.stage].format(base=base.name, count=len(checked.examples)),
-    )

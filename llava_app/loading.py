@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava_app.adapters import attach, base_of, check_base
 from llava_app.checkpoints import HUB_PRESETS, Card, built_in
 from llava_app.errors import ModelError
 from llava_app.memory import UNQUANTISED, Plan, free_bytes, make_plan, need
@@ -77,12 +78,17 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     the precision.
     """
     folder = _folder(card)
+    base = base_of(card, folder)
+    weights = _folder(base) if base else folder
     device = _device()
-    precision, why = _choose_precision(precision, folder, device=device)
+    precision, why = _choose_precision(precision, weights, device=device)
     try:
-        wanted = need(_config(folder), precision)
+        wanted = need(_config(weights), precision)
         plan = make_plan(wanted, free_bytes(device), name=card.name, precision=precision)
-        model = _load_model(folder, device, precision=precision)
+        model = _load_model(weights, device, precision=precision)
+        if base:
+            check_base(card, weights)
+            attach(model, folder)
         processor = _load_processor(folder, card, config=model.config)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].replace(str(folder), folder.name)  # the page shows no paths

@@ -18,8 +18,8 @@ from finetune.checkpoint import (
     save_model,
     save_state,
     stored_dtype,
-    try_saving,
 )
+from finetune.output import Output
 from finetune.recipe import load_recipe
 from llava_app.checkpoints import read_card
 from llava_app.errors import TrainingError
@@ -132,8 +132,10 @@ def test_a_model_that_cannot_be_saved_is_found_out_before_training(tmp_path: Pat
     fresh = load(read_card(base), "float32")
     fresh.model.generation_config.temperature = 0.5
     fresh.model.generation_config.do_sample = False
+    run = Run("mine", str(base), Path("a.json"), Path("pictures"), load_recipe("memeworld_align"))
+    output = Output(run, tmp_path, fresh.card, base, fresh.processor)
     with pytest.raises(TrainingError, match="cannot be saved"):
-        try_saving(tmp_path, fresh.model, processor=fresh.processor, dtype=torch.float16)
+        output.try_saving(fresh.model)
     assert not (tmp_path / "state" / "trial").exists()
 
 

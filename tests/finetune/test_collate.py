@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from finetune.collate import CHUNK, IGNORE, PAD_MULTIPLE, StepCollator, StepSampler, collate
+from finetune.collate import CHUNK, IGNORE, PAD_MULTIPLE, StepCollator, StepSampler, pack, pad
 from llava_app.prompts import Encoded
 
 PAD = 99
@@ -16,12 +16,12 @@ def example(ids: list[int], supervised: list[int], images: int = 0) -> Encoded:
 
 
 def sampler(lengths: list[int], images: list[bool] | None = None, **settings: int) -> StepSampler:
-    settings = {"global_batch": 4, "total": 100} | settings
+    settings = {"global_batch": 4, "total": 100, "grouped": True} | settings
     return StepSampler(lengths, images or [True] * len(lengths), **settings)
 
 
 def test_labels_are_the_supervised_tokens_and_nothing_else() -> None:
-    batch = collate([example([5, 6, 7, 8], [2, 3]), example([9, 10], [1])], PAD)
+    batch = pad([example([5, 6, 7, 8], [2, 3]), example([9, 10], [1])], PAD)
     assert batch.input_ids[:, :4].tolist() == [[5, 6, 7, 8], [9, 10, PAD, PAD]]
     assert batch.labels[:, :4].tolist() == [[IGNORE, IGNORE, 7, 8], [IGNORE, 10, IGNORE, IGNORE]]
     assert (batch.input_ids[:, 4:] == PAD).all()
@@ -31,23 +31,39 @@ def test_labels_are_the_supervised_tokens_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9])
 def test_widths_are_whole_multiples(length: int) -> None:
-    width = collate([example(list(range(length)), [])], PAD).input_ids.shape[1]
+    width = pad([example(list(range(length)), [])], PAD).input_ids.shape[1]
     assert width % PAD_MULTIPLE == 0
     assert 0 <= width - length < PAD_MULTIPLE
 
 
+def test_packed_examples_follow_each_other_and_their_positions_start_anew() -> None:
+    batch = pack([example([5, 6, 7], [0, 2], images=1), example([9, 10], [0, 1], images=2)])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 9, 10]]
+    assert batch.labels.tolist() == [[IGNORE, IGNORE, 7, IGNORE, 10]]
+    assert batch.positions is not None
+    assert batch.pixel_values is not None
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.pixel_values[:, 0, 0, 0].tolist() == [5, 9, 9]
+    assert (batch.lengths.tolist(), batch.supervised, batch.tokens) == ([3, 2], 2, 5)
+
+
+def test_a_packed_step_has_one_row_per_micro_batch() -> None:
+    batches = StepCollator(PAD, 2, packing=True)([example([n, n], []) for n in range(5)])
+    assert [batch.input_ids.shape for batch in batches] == [(1, 4), (1, 4), (1, 2)]
+
+
 def test_pictures_keep_the_order_of_their_rows() -> None:
-    batch = collate([example([1], [], images=2), example([2], [], images=1)], PAD)
+    batch = pad([example([1], [], images=2), example([2], [], images=1)], PAD)
     assert batch.pixel_values is not None
     assert batch.pixel_values[:, 0, 0, 0].tolist() == [1, 1, 2]
 
 
 def test_a_first_token_is_never_counted_since_nothing_predicts_it() -> None:
-    assert collate([example([1, 2], [0, 1])], PAD).supervised == 1
+    assert pad([example([1, 2], [0, 1])], PAD).supervised == 1
 
 
 def test_a_step_is_cut_into_micro_batches() -> None:
-    batches = StepCollator(PAD, 2)([example([n], []) for n in range(5)])
+    batches = StepCollator(PAD, 2, packing=False)([example([n], []) for n in range(5)])
     assert [len(batch.input_ids) for batch in batches] == [2, 2, 1]
 
 
@@ -59,6 +75,13 @@ def test_every_example_comes_once_per_epoch() -> None:
         seen = [index for step in epochs[start : start + 3] for index in step]
         assert sorted(seen) == list(range(11))
     assert epochs[:3] != epochs[3:]
+
+
+def test_packed_steps_mix_pictures_and_texts_and_are_as_few_as_can_be() -> None:
+    steps = sampler([1] * 50, [number % 3 > 0 for number in range(50)], total=13, grouped=False)
+    assert steps.steps_per_epoch == 13
+    assert sorted(index for step in steps for index in step) == list(range(50))
+    assert any(len({index % 3 > 0 for index in step}) == 2 for step in steps)
 
 
 def test_pictures_and_texts_never_share_a_step() -> None:
@@ -88,11 +111,13 @@ def test_steps_hold_examples_of_similar_length() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_share_each_step_evenly(processes: int) -> None:
-    shares = [list(sampler([1] * 10, total=3, process=p, processes=processes)) for p in range(processes)]
-    whole = list(sampler([1] * 10, total=3))
-    for step, together in enumerate(zip(*shares, strict=True)):
-        assert len({len(share) for share in together}) == 1
-        counted = Counter(index for share in together for index in share)
-        assert set(counted) == set(whole[step])
-        assert counted.total() - len(whole[step]) < processes
+def test_processes_share_each_step_without_repeating_anything(processes: int) -> None:
+    shares = [list(sampler([1] * 11, total=3, process=p, processes=processes)) for p in range(processes)]
+    for whole, *parts in zip(sampler([1] * 11, total=3), *shares, strict=True):
+        assert Counter(index for part in parts for index in part) == Counter(whole)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_process_without_an_example_takes_the_first_again() -> None:
+    shares = [list(sampler([1], total=1, process=p, processes=2)) for p in range(2)]
+    assert shares == [[[0]], [[0]]]

@@ -113,3 +113,17 @@ def test_a_recipe_cannot_be_changed() -> None:
     recipe = Recipe(**SMALLEST)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         recipe.epochs = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "told"),
+    [
+        ("memeworld_instruct", ["quantise=4bit"], "Give a lora_rank"),
+        ("memeworld_instruct", ["quantise=4bit", "lora_rank=4", "precision=float32"], "precision=bfloat16"),
+        ("memeworld_instruct", ["feature_cache=1", "vision_learning_rate=1e-5"], "frozen vision tower"),
+        ("memeworld_align", ["lora_rank=4"], "projector only"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(recipe: str, overrides: list[str], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(recipe, overrides)

@@ -54,7 +54,7 @@ def states(folder: Path) -> set[str]:
 
 def logged(folder: Path) -> list[tuple[int, float]]:
     lines = (folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
+    return [(line["step"], line.get("loss") or line["held_out_loss"]) for line in map(json.loads, lines)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

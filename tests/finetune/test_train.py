@@ -16,11 +16,14 @@ from torch.optim import SGD
 
 from finetune.__main__ import main
 from finetune.checkpoint import Run
-from finetune.collate import Batch, StepCollator
+from finetune.collate import Batch, StepCollator, pad
 from finetune.data import Example, Examples, read_records
+from finetune.optimise import learning_rate_at
+from finetune.packing import use_packed_attention
 from finetune.recipe import load_recipe, recipe_from
-from finetune.stages import PARTS, STAGES, apply_stage, part_of
-from finetune.train import Course, SupervisedLoss, learning_rate_at, take_step, train
+from finetune.stages import PARTS, STAGES, apply_stage, part_of, trainable
+from finetune.supervision import SupervisedLoss
+from finetune.train import Course, take_step, train
 from llava_app.checkpoints import find, read_card
 from llava_app.errors import TrainingError
 from llava_app.loading import Loaded, load
@@ -46,11 +49,12 @@ def command(stage: str, base: Path, data: Path, *more: str) -> list[str]:
     return [stage, "--base", str(base), "--data", str(data), "--name", "mine", "--allow-refused", "0.2", *FAST, *more]
 
 
-def batches_of(loaded: Loaded, data: Path, *, micro: int, count: int = 8) -> list[Batch]:
+def batches_of(loaded: Loaded, data: Path, *, micro: int, count: int = 8, packing: bool = True) -> list[Batch]:
     records = read_records(data)[:count]
     examples = tuple(Example(record, (data.parent / record["image"][0],), 0) for record in records)
     encoded = Examples(examples, loaded.processor, max_length=512)
-    return StepCollator(loaded.processor.tokenizer.pad_token_id, micro)([encoded[n] for n in range(count)])
+    use_packed_attention(loaded.model, 512)
+    return StepCollator(loaded.processor.tokenizer.pad_token_id, micro, packing)([encoded[n] for n in range(count)])
 
 
 def course(loaded: Loaded, stage: str = "instruct", **changes: object) -> Course:
@@ -58,25 +62,61 @@ def course(loaded: Loaded, stage: str = "instruct", **changes: object) -> Course
     apply_stage(loaded.model, stage)
     accelerator = Accelerator(cpu=True)
     learning = [weight for weight in loaded.model.parameters() if weight.requires_grad]
-    model, optimizer = accelerator.prepare(SupervisedLoss(loaded.model).train(), SGD(learning, lr=1.0))
+    model, optimizer = accelerator.prepare(
+        SupervisedLoss(loaded.model).train(), SGD([{"params": learning, "scale": 1.0}], lr=1.0)
+    )
     run = Run("mine", "base", Path("records.json"), Path("pictures"), recipe)
-    return Course(run, Path("mine"), accelerator, model, optimizer, Examples((), loaded.processor, max_length=512), 10)
+    return Course(
+        run, Path("mine"), accelerator, model, optimizer, Examples((), loaded.processor, max_length=512), [], [], 10
+    )
 
 
 def test_loss_is_the_models_own_at_the_supervised_tokens(base: Path, data: Path) -> None:
     loaded = load(read_card(base), "float32")
-    (batch,) = batches_of(loaded, data, micro=8)
-    mine = SupervisedLoss(loaded.model)(batch.input_ids, batch.labels, batch.pixel_values) / batch.supervised
+    (batch,) = batches_of(loaded, data, micro=8, packing=False)
+    mine = SupervisedLoss(loaded.model)(batch) / batch.supervised
     theirs = loaded.model(input_ids=batch.input_ids, pixel_values=batch.pixel_values, labels=batch.labels).loss
     torch.testing.assert_close(mine, theirs)
 
 
-def test_padding_changes_nothing(base: Path, data: Path) -> None:
+def test_packed_padded_and_single_examples_have_one_loss_and_one_gradient(base: Path, data: Path) -> None:
+    results = []
+    for micro, packing in ((8, True), (8, False), (1, False)):
+        loaded = load(read_card(base), "float32")
+        apply_stage(loaded.model, "instruct")
+        model = SupervisedLoss(loaded.model)
+        loss = sum(model(batch) for batch in batches_of(loaded, data, micro=micro, packing=packing))
+        loss.backward()
+        results.append((loss.detach(), {name: weight.grad for name, weight in trainable(loaded.model).items()}))
+    for loss, gradients in results[1:]:
+        torch.testing.assert_close(loss, results[0][0])
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, results[0][1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_packed_example_does_not_see_the_one_before_it(base: Path, data: Path) -> None:
     loaded = load(read_card(base), "float32")
-    loss = SupervisedLoss(loaded.model)
-    together = batches_of(loaded, data, micro=8)[0]
-    single = [loss(one.input_ids, one.labels, one.pixel_values) for one in batches_of(loaded, data, micro=1)]
-    torch.testing.assert_close(loss(together.input_ids, together.labels, together.pixel_values), sum(single))
+    (batch,) = batches_of(loaded, data, micro=2, count=2)
+    assert batch.positions is not None
+    with torch.no_grad():
+        embeds = loaded.model.get_input_embeddings()(batch.input_ids)
+        changed = embeds.clone()
+        changed[:, : batch.lengths[0]] = 1.0
+        one, other = (
+            loaded.model.model.language_model(
+                inputs_embeds=some, position_ids=batch.positions, lengths=batch.lengths
+            ).last_hidden_state
+            for some in (embeds, changed)
+        )
+    assert torch.equal(one[:, batch.lengths[0] :], other[:, batch.lengths[0] :])
+    assert not torch.equal(one[:, : batch.lengths[0]], other[:, : batch.lengths[0]])
+
+
+def test_a_model_that_looks_back_on_fewer_tokens_is_not_packed(base: Path) -> None:
+    model = load(read_card(base), "float32").model
+    model.config.text_config.sliding_window = 100
+    with pytest.raises(TrainingError, match="max_length=100"):
+        use_packed_attention(model, 512)
 
 
 def test_micro_batches_of_any_size_make_the_same_step(base: Path, data: Path) -> None:
@@ -110,8 +150,7 @@ def test_a_text_only_step_gives_every_learning_weight_a_gradient(base: Path, dat
     apply_stage(loaded.model, "instruct")
     example = Example(read_records(data)[-1], (), 0)
     encoded = Examples((example,), loaded.processor, max_length=512)[0]
-    (batch,) = StepCollator(0, 1)([encoded])
-    SupervisedLoss(loaded.model)(batch.input_ids, batch.labels, batch.pixel_values).backward()
+    SupervisedLoss(loaded.model)(pad([encoded], 0)).backward()
     assert all(weight.grad is not None for weight in loaded.model.parameters() if weight.requires_grad)
 
 
@@ -169,15 +208,22 @@ def test_both_stages_run_and_their_models_are_listed(base: Path, data: Path, fol
 
 def test_training_learns_and_logs_every_step(base: Path, data: Path, folder: Path) -> None:
     assert main(command("instruct", base, data, "epochs=6")) == 0
-    log = [json.loads(line) for line in (folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = [line for line in lines if "loss" in line]
     assert [line["step"] for line in log] == list(range(1, 19))
     assert log[-1]["loss"] < 0.85 * log[0]["loss"]
     assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in log)
+    measured = [line for line in lines if "held_out_loss" in line]
+    assert [line["step"] for line in measured] == [0, 18]
+    assert measured[1]["held_out_loss"] < 0.9 * measured[0]["held_out_loss"]
+    assert measured[0]["answers"][0].keys() == {"question", "answer", "wanted"}
+    assert measured[0]["answers"][0]["question"] == measured[1]["answers"][0]["question"]
 
 
 def test_a_step_limit_ends_a_run_early(base: Path, data: Path, folder: Path) -> None:
     assert main(command("instruct", base, data, "epochs=100", "max_steps=2")) == 0
-    assert len((folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    log = (folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in log if '"loss"' in line]) == 2
 
 
 def test_bfloat16_and_gradient_checkpointing_train_too(base: Path, data: Path) -> None:

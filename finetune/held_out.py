@@ -1,0 +1,82 @@
+"""The examples that a run does not learn from: how well it does on them, in numbers and in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Subset
+from transformers import LlavaForConditionalGeneration
+
+from finetune.collate import StepCollator
+from finetune.data import Examples
+from finetune.supervision import SupervisedLoss
+from llava_app.conversation import Conversation, from_record
+from llava_app.images import open_image
+from llava_app.prompts import encode
+
+LEAST_SHARE = 20  # at most one example of so many is held out
+QUESTIONS = 3
+ANSWER_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says to the first question of a held-out example."""
+
+    question: str
+    answer: str
+    wanted: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of the log."""
+
+    step: int
+    held_out_loss: float  # per supervised token
+    answers: list[Answer]
+
+
+def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """The numbers 0…count-1 as those to learn from and those held out: `held_out` of them, or one in LEAST_SHARE."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = min(held_out, count // LEAST_SHARE)
+    return sorted(order[kept:]), sorted(order[:kept])
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # few shapes, seen once: compiling them would take longer
+def losses(
+    model: SupervisedLoss, examples: Subset, collator: StepCollator, *, places: Sequence[int]
+) -> tuple[float, int]:
+    """The summed loss of the examples at `places`, and over how many tokens."""
+    total, tokens = 0.0, 0
+    for batch in collator([examples[place] for place in places]) if places else ():
+        total += float(model(batch.to(model.llava.device)))
+        tokens += batch.supervised
+    return total, tokens
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")
+def answers(llava: LlavaForConditionalGeneration, examples: Examples, places: Sequence[int]) -> list[Answer]:
+    """Greedy answers to the first questions of the examples at `places`."""
+    return [_answer(llava, examples, place) for place in places[:QUESTIONS]]
+
+
+def _answer(llava: LlavaForConditionalGeneration, examples: Examples, place: int) -> Answer:
+    example = examples.examples[place]
+    pictures = [open_image(path) for path in example.images]
+    first = from_record(example.record, pictures).turns[0]
+    encoded = encode(Conversation().ask(first.question, first.images), examples.processor, open_answer=True)
+    pixels = encoded.pixel_values
+    ids = encoded.input_ids[None].to(llava.device)
+    written = llava.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=None if pixels is None else pixels.to(llava.device),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+    )
+    text = examples.processor.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+    return Answer(first.question, text.strip(), first.answer or "")

@@ -1,0 +1,75 @@
+"""What a finished run leaves: a standard model folder or, with LoRA, adapters and a projector for its base."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase, ProcessorMixin
+
+from finetune.adapters import save_adapter
+from finetune.checkpoint import Run, revision, save_model, stored_dtype
+from finetune.data import Checked
+from finetune.stages import STAGES
+from llava_app.checkpoints import Card
+from llava_app.errors import TrainingError
+
+ABOUT = {
+    "align": "Stage 1 only: it captions a picture in a few words and cannot chat. From {base}, {count:,} examples.",
+    "instruct": "Both stages: it answers about pictures. From {base}, {count:,} examples.",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """How the model of a run is saved and described."""
+
+    run: Run
+    folder: Path
+    base: Card
+    source: Path  # where the base's files lie
+    processor: ProcessorMixin
+
+    def save(self, folder: Path, model: LlavaForConditionalGeneration, weights: dict[str, Tensor]) -> None:
+        """Write all files but the card to `folder`, whole models in the precision of their base."""
+        recipe, processor = self.run.recipe, self.processor
+        if recipe.lora_rank:
+            save_adapter(folder, model, weights, recipe=recipe, base=self.base.source, processor=processor)
+        else:
+            dtype: torch.dtype = stored_dtype(self.source)
+            save_model(folder, model, weights, processor=processor, dtype=dtype)
+
+    def try_saving(self, model: LlavaForConditionalGeneration) -> None:
+        """Save once and delete it: a full disk or a config that cannot be saved shows before training, not after."""
+        trial = self.folder / "state" / "trial"
+        try:
+            self.save(trial, model, model.state_dict())
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"The model cannot be saved in {self.folder}: {error}") from error
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+
+    def card(self, checked: Checked) -> Card:
+        """What the finished model is."""
+        recipe = self.run.recipe
+        return Card(
+            name=self.run.name,
+            source=str(self.folder),
+            kind="run",
+            stage=recipe.stage,
+            template=recipe.template,
+            image_mode=recipe.image_mode,
+            trained=STAGES[recipe.stage].trains,
+            base=self.base.name,
+            base_revision=revision(self.source),
+            data=checked.summary(),
+            recipe=asdict(recipe),
+            about=ABOUT[recipe.stage].format(base=self.base.name, count=len(checked.examples)),
+        )
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """The tokens that end an answer in a template: the end token and, where captions are lines, the newline."""
+    ends = ["\n"] if template == "plain" else []
+    return [tokenizer.eos_token_id, *(tokenizer.encode(end, add_special_tokens=False)[-1] for end in ends)]

@@ -1,0 +1,61 @@
+"""The forward pass of training: a batch → the sum of its losses, with no work for what teaches nothing."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+
+from finetune.collate import IGNORE, Batch
+from finetune.stages import part_of, used_layers
+
+
+class SupervisedLoss(nn.Module):
+    """A LLaVA and the sum of its losses, in one module, so that accelerate wraps forward pass and loss together."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        self.llava = llava
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross entropy summed over the supervised tokens, float32, shape (). Logits are made for those tokens only."""
+        embeds_BSD = self.llava.get_input_embeddings()(batch.input_ids)
+        features_IPV = batch.features
+        if features_IPV is None and batch.pixel_values is not None:
+            features_IPV = tower_features(self.llava, batch.pixel_values)
+        if features_IPV is not None:
+            projector = self.llava.model.multi_modal_projector
+            seen = projector(features_IPV.to(projector.linear_1.weight.dtype)).to(embeds_BSD.dtype)
+            places = (batch.input_ids == self.llava.config.image_token_id)[..., None]
+            embeds_BSD = embeds_BSD.masked_scatter(places, seen)
+        hidden_BSD = self.llava.model.language_model(
+            inputs_embeds=embeds_BSD, position_ids=batch.positions, lengths=batch.packed_lengths, use_cache=False
+        ).last_hidden_state
+        targets = batch.labels[:, 1:]
+        taught = targets != IGNORE
+        logits_NV = self.llava.lm_head(hidden_BSD[:, :-1][taught]).float()
+        loss = functional.cross_entropy(logits_NV, targets[taught], reduction="sum")
+        return loss if features_IPV is not None else loss + 0 * self._unused()
+
+    def _unused(self) -> Tensor:
+        """Something of every weight that text alone does not reach: every process needs a gradient for every weight."""
+        weights = [
+            weight.sum()
+            for name, weight in self.llava.named_parameters()
+            if weight.requires_grad and part_of(name) != "language_model"
+        ]
+        return torch.stack(weights).sum() if weights else torch.zeros(())
+
+
+def tower_features(llava: LlavaForConditionalGeneration, pixels_I3HW: Tensor) -> Tensor:
+    """What the vision tower sees in I pictures, (I, P, V), as LLaVA's projector takes it.
+
+    The layers behind the one that LLaVA reads are not computed. Works for CLIP and SigLIP.
+    """
+    tower: PreTrainedModel = llava.model.vision_tower
+    with torch.set_grad_enabled(torch.is_grad_enabled() and any(w.requires_grad for w in tower.parameters())):
+        hidden_IPV = tower.embeddings(pixels_I3HW.to(tower.dtype))
+        if hasattr(tower, "pre_layrnorm"):  # CLIP's, under the name that its first release gave it
+            hidden_IPV = tower.pre_layrnorm(hidden_IPV)
+        for layer in used_layers(llava):
+            hidden_IPV = layer(hidden_IPV, None)
+    return hidden_IPV[:, 1:] if llava.config.vision_feature_select_strategy == "default" else hidden_IPV

@@ -1,0 +1,108 @@
+"""LoRA and QLoRA: what learns, what is saved, and that it answers as it was trained."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+from finetune.__main__ import main
+from finetune.adapters import add_adapters
+from finetune.recipe import load_recipe
+from finetune.stages import apply_stage, part_of, trainable
+from llava_app.checkpoints import find, read_card, write_card
+from llava_app.conversation import Conversation
+from llava_app.engine import Sampling
+from llava_app.engine.local import LocalEngine
+from llava_app.errors import ModelError
+from llava_app.loading import load
+
+FAST = ("precision=float32", "global_batch=8", "micro_batch=4", "lora_rank=4", "lora_alpha=8", "learning_rate=1e-2")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands run in."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(base: Path, data: Path, *more: str) -> int:
+    return main(["instruct", "--base", str(base), "--data", str(data), "--name", "mine", *FAST, *more])
+
+
+def logits(model: LlavaForConditionalGeneration) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(40)[None] + 3).logits.float()
+
+
+def test_adapters_are_on_every_matrix_of_the_language_model_and_nowhere_else(base: Path) -> None:
+    model = load(read_card(base), "float32").model
+    before = logits(model)
+    add_adapters(model, load_recipe("memeworld_instruct", FAST))
+    learning = apply_stage(model, "instruct")
+    names = [name for name in trainable(model) if ".lora_" in name]
+    assert len(names) == 2 * 7 * 2  # two matrices, seven places, two layers
+    assert {part_of(name) for name in names} == {"language_model"}
+    assert all(".lora_" in name or part_of(name) == "projector" for name in trainable(model))
+    assert learning["projector"] == sum(w.numel() for w in model.model.multi_modal_projector.parameters())
+    assert torch.equal(logits(model.eval()), before)  # untrained adapters change nothing
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_a_lora_run_is_small_answers_on_its_base_and_peft_reads_it(base: Path, data: Path, folder: Path) -> None:
+    assert run(base, data, "max_steps=4") == 0
+    card = find("mine")
+    assert not list((folder / "runs/mine").glob("model*.safetensors"))
+    served = load(card, "float32")
+    assert not torch.allclose(logits(served.model), logits(load(read_card(base), "float32").model), atol=1e-3)
+    plain = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(plain, folder / "runs/mine").eval()
+    torch.testing.assert_close(logits(theirs), logits(served.model))
+    projector = load_file(folder / "runs/mine/adapter_model.safetensors")
+    name = "model.multi_modal_projector.linear_1.weight"
+    assert torch.equal(projector[f"base_model.model.{name}"], served.model.get_parameter(name))
+    engine = LocalEngine(served)
+    pieces = list(engine.answer(Conversation().ask("Which colour?"), Sampling(temperature=0, max_new_tokens=5)))
+    engine.close()
+    assert pieces[-1].finish
+
+
+def test_only_adapters_and_projector_move(base: Path, data: Path, folder: Path) -> None:
+    assert run(base, data, "max_steps=2", "projector_learning_rate=1e-3") == 0
+    served, before = load(find("mine"), "float32").model, load(read_card(base), "float32").model.state_dict()
+    after = {name.replace(".base_layer", ""): value for name, value in served.state_dict().items()}
+    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert {part_of(name) for name in moved} == {"projector"}
+
+
+@pytest.mark.parametrize("more", [("optimizer=adamw8bit",), ("gradient_checkpointing=true",)])
+def test_a_run_on_a_4_bit_base_learns(base: Path, data: Path, more: tuple[str, ...], folder: Path) -> None:
+    assert run(base, data, "quantise=4bit", "precision=bfloat16", "max_steps=2", *more) == 0
+    adapters = load_file(folder / "runs/mine/adapter_model.safetensors")
+    learned = [value for name, value in adapters.items() if ".lora_B." in name]
+    assert len(learned) == 14
+    assert all(value.abs().max() > 0 for value in learned)  # they begin at zero
+    four_bit, full = load(find("mine"), "4bit").model, load(find("mine"), "float32").model
+    assert type(four_bit.model.language_model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
+    assert logits(four_bit).isfinite().all()
+    assert logits(full).isfinite().all()
+
+
+def test_an_adapter_without_its_base_or_on_another_one_is_refused(base: Path, data: Path, folder: Path) -> None:
+    assert run(base, data, "max_steps=1") == 0
+    card = find("mine")
+    path = folder / "runs/mine/adapter_config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(str(base), "nowhere"), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"adapter of nowhere, which is not here"):
+        load(replace(card, base="nowhere"), "float32")
+    path.write_text(text, encoding="utf-8")
+    write_card(folder / "runs/mine", replace(card, base_revision="0" * 64))
+    with pytest.raises(ModelError, match="as it was then"):
+        load(find("mine"), "float32")

@@ -1,0 +1,150 @@
+"""What a run promises beside its steps: exact resuming with adapters, a full disk, features kept on disk."""
+
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from finetune import features, train
+from finetune.__main__ import main
+from finetune.collate import Batch, StepCollator
+from finetune.data import Example, Examples, read_records
+from finetune.features import FeatureStore, tower_digest
+from finetune.held_out import split
+from finetune.supervision import SupervisedLoss
+from llava_app.checkpoints import read_card
+from llava_app.loading import Loaded, load
+
+FAST = ("precision=float32", "global_batch=8", "micro_batch=4", "save_every=2", "max_steps=5", "epochs=3")
+LORA = ("lora_rank=4", "lora_dropout=0.3", "learning_rate=1e-2", "optimizer=adamw8bit")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def instruct(*arguments: str) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return main(["instruct", *arguments])
+
+
+def start(name: str, base: Path, data: Path, *more: str) -> int:
+    return instruct("--base", str(base), "--data", str(data), "--name", name, *FAST, *more)
+
+
+def states(name: str) -> set[str]:
+    return {path.name for path in Path("runs", name, "state").iterdir()}
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes: writes fail as they do on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_state_whole(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("whole", base, data, *LORA) == 0
+    real = train._save_state
+
+    def disk_full_at_four(course: train.Course, step: int) -> None:
+        with files_of_at_most(2000 if step == 4 else resource.RLIM_INFINITY):
+            real(course, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_save_state", disk_full_at_four)
+        assert start("full", base, data, *LORA) == 2
+    told = capsys.readouterr().err
+    assert "make room, then go on with --resume" in told
+    assert "Traceback" not in told
+    assert states("full") == {"step-2"}
+    assert instruct("--name", "full", "--resume") == 0
+    one, other = (load_file(f"runs/{name}/adapter_model.safetensors") for name in ("whole", "full"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def loaded(base: Path) -> Loaded:
+    return load(read_card(base), "float32")
+
+
+@pytest.fixture
+def batch(loaded: Loaded, data: Path) -> Batch:
+    records = read_records(data)[:6]
+    examples = tuple(Example(record, (data.parent / record["image"][0],), 0) for record in records)
+    encoded = Examples(examples, loaded.processor, max_length=512)
+    return StepCollator(0, 6, packing=False)([encoded[place] for place in range(6)])[0]
+
+
+def test_features_come_from_the_tower_once(
+    loaded: Loaded, batch: Batch, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(folder / "features", 1e6)
+    first = store.fill(batch, loaded.model)
+    monkeypatch.setattr(features, "tower_features", lambda *_: pytest.fail("asked again"))
+    again = FeatureStore(folder / "features", 1e6).fill(batch, loaded.model)
+    assert first.features is not None
+    assert again.features is not None
+    assert torch.equal(first.features, again.features)
+    with torch.no_grad():
+        model = SupervisedLoss(loaded.model)
+        torch.testing.assert_close(model(first), model(batch), rtol=1e-3, atol=1e-2)
+
+
+def test_no_more_features_are_kept_than_allowed(loaded: Loaded, batch: Batch, folder: Path) -> None:
+    store = FeatureStore(folder / "features", 1000)
+    whole = FeatureStore(folder / "others", 1e6).fill(batch, loaded.model).features
+    kept = store.fill(batch, loaded.model).features
+    assert kept is not None
+    assert whole is not None
+    assert torch.equal(kept, whole)
+    assert 0 < sum(path.stat().st_size for path in (folder / "features").iterdir()) <= 1000
+
+
+def test_another_tower_has_other_features(loaded: Loaded) -> None:
+    before = tower_digest(loaded.model)
+    weight = loaded.model.model.vision_tower.encoder.layers[0].mlp.fc1.bias
+    with torch.no_grad():
+        weight[0] += 1
+        assert tower_digest(loaded.model) != before
+        weight[0] -= 1
+
+
+def test_a_run_with_kept_features_learns_the_same_each_time(base: Path, data: Path) -> None:
+    for name in ("first", "second"):
+        assert start(name, base, data, "feature_cache=0.01") == 0
+    assert 15 <= len(list(Path("runs/features").glob("*/*.npy"))) <= 16  # one of twenty examples is held out
+    one, other = (load_file(f"runs/{name}/model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_run_in_which_the_vision_tower_learns_moves_it_as_far_as_it_is_read(base: Path, data: Path) -> None:
+    assert start("mine", base, data, "vision_learning_rate=1e-3") == 0
+    one, other = (load_file(path / "model.safetensors") for path in (base, Path("runs/mine")))
+    layers = [name for name in one if ".encoder.layers." in name]
+    moved = {re.findall(r"layers\.(\d)", name)[0] for name in layers if not torch.equal(one[name], other[name])}
+    assert moved == {"0"}  # the projector reads the layer before the last
+
+
+@pytest.mark.parametrize(("count", "wanted", "held"), [(1000, 16, 16), (100, 16, 5), (19, 16, 0), (100, 0, 0)])
+def test_held_out_examples_are_few_and_never_learned_from(count: int, wanted: int, held: int) -> None:
+    learned, kept = split(count, wanted, seed=3)
+    assert len(kept) == held
+    assert sorted(learned + kept) == list(range(count))
+    assert split(count, wanted, seed=3) == (learned, kept)
