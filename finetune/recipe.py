@@ -16,9 +16,18 @@ CHOICES = {
     "stage": ("align", "instruct"),
     "image_mode": ("pad", "crop"),
     "precision": ("bfloat16", "float32"),
+    "quantise": ("none", "4bit"),
+    "optimizer": ("adamw", "adamw8bit"),
 }
 LIMITS = {  # field: (least, most), both allowed
     "learning_rate": (1e-8, 1.0),
+    "projector_learning_rate": (1e-8, 1.0),
+    "vision_learning_rate": (1e-8, 1.0),
+    "lora_rank": (0, 4_096),
+    "lora_alpha": (1, 65_536),
+    "lora_dropout": (0.0, 0.9),
+    "held_out": (0, 100_000),
+    "feature_cache": (0.0, 10_000.0),
     "global_batch": (1, 65_536),
     "micro_batch": (1, 4_096),
     "epochs": (1, 1_000),
@@ -38,6 +47,12 @@ class Recipe:
 
     A batch counts examples: `global_batch` per optimiser step over all processes, `micro_batch` per forward pass
     of one process. `max_length` counts tokens, the picture's included. `max_steps` ends a run before its epochs do.
+    `projector_learning_rate` is `learning_rate` where it is not given; the vision tower learns only if
+    `vision_learning_rate` is. With a `lora_rank` above 0 the language model learns through adapters of that rank
+    (`lora_alpha` / `lora_rank` is their weight), and `quantise` can keep the rest of it in 4 bits (QLoRA).
+    `packing` puts the examples of a micro-batch behind each other in one row instead of padding them.
+    `held_out` counts examples that are not learned from but measured at every save, at most a twentieth of the data.
+    `feature_cache` is how many GB of the frozen vision tower's features are kept on disk, for runs of several epochs.
     `gradient_checkpointing` saves memory for a third more computing. `compile` makes a small model 1.5 times as fast
     on a CPU, after a minute of compiling, and needs a C++ compiler there.
     """
@@ -48,6 +63,16 @@ class Recipe:
     learning_rate: float
     global_batch: int
     micro_batch: int
+    projector_learning_rate: float | None = None
+    vision_learning_rate: float | None = None
+    lora_rank: int = 0
+    lora_alpha: int = 256
+    lora_dropout: float = 0.05
+    quantise: str = "none"
+    packing: bool = True
+    optimizer: str = "adamw"
+    held_out: int = 16
+    feature_cache: float = 0.0
     epochs: int = 1
     max_steps: int | None = None
     max_length: int = 2048
@@ -70,6 +95,10 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise RecipeError(f"{name} is {value}; it must lie between {least} and {most}.")
+        if self.quantise != "none" and not self.lora_rank:
+            raise RecipeError(f"quantise is {self.quantise}: quantised weights cannot learn. Give a lora_rank too.")
+        if self.feature_cache and self.vision_learning_rate:
+            raise RecipeError("feature_cache needs a frozen vision tower. Take vision_learning_rate away, or it.")
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -122,9 +151,9 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _typed(name: str, value: Any, wanted: Any) -> Any:
     """YAML reads 1e-3 as text and 1 as a whole number: both are floats where a float is wanted."""
-    if value is None and wanted == (int | None):
+    if value is None and wanted in (int | None, float | None):
         return None
-    kind = int if wanted == (int | None) else wanted
+    kind = {int | None: int, float | None: float}.get(wanted, wanted)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
