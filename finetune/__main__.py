@@ -1,4 +1,4 @@
-"""python -m finetune VERB: assemble, align, instruct, evaluate, memeworld."""
+"""python -m finetune VERB: recipes, check, plan, assemble, align, instruct, evaluate, memeworld."""
 
 import argparse
 import os
@@ -9,7 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.recipe import load_recipe
+from finetune.recipe import inherit, listing, load_recipe, named_recipe, show
+from llava_app.checkpoints import find
 from llava_app.errors import RecipeError, UserError
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ def _new_run(stage: str, options: argparse.Namespace) -> "Run":
         raise RecipeError(f"The name {options.name!r} is no folder name. Give letters, digits, dots, dashes.")
     if options.base is None or options.data is None:
         raise RecipeError("A new run needs --base and --data. To go on with an interrupted one, add --resume.")
-    recipe = load_recipe(options.recipe or f"memeworld_{stage}", options.overrides)
+    recipe, told = inherit(load_recipe(options.recipe or f"memeworld_{stage}", options.overrides), find(options.base))
+    if told:
+        print(told)
     images = options.images or options.data.parent
     return Run(options.name, options.base, options.data, images, recipe, options.allow_refused)
 
@@ -125,6 +128,15 @@ def _training_parser(stage: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _recipes(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m finetune recipes")
+    parser.add_argument("name", nargs="?", help="the recipe to show whole (default: a list of all)")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to it")
+    options = parser.parse_args(arguments)
+    print(show(named_recipe(options.name, options.overrides)) if options.name else listing())
+    return 0
+
+
 def _evaluate(arguments: list[str]) -> int:
     import_module("finetune.evaluate.cli").main(arguments)
     return 0
@@ -136,6 +148,7 @@ def _memeworld(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "recipes": (_recipes, "list the recipes, or show one whole"),
     "assemble": (_assemble, "a vision tower and a language model become a LLaVA"),
     "align": (_align, "stage 1: the projector learns on captions"),
     "instruct": (_instruct, "stage 2: projector and language model learn on dialogues"),
