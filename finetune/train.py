@@ -109,7 +109,7 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     if accelerator.is_main_process and not resume:
         checkpoint.try_saving(folder, loaded.model, processor=processor, dtype=dtype)
     _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
-    examples = Examples(checked.examples, processor, max_length=recipe.max_length)
+    examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=run.allow_refused)
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples)
     _learn(course, _resumed_step(course))
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
@@ -203,8 +203,8 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 def _sampler(examples: Examples, recipe: Recipe, *, total: int) -> StepSampler:
     return StepSampler(
-        lengths=[example.length for example in examples.examples],
-        has_images=[bool(example.images) for example in examples.examples],
+        lengths=examples.examples.lengths.tolist(),
+        has_images=examples.examples.pictured.tolist(),
         global_batch=recipe.global_batch,
         total=total,
         seed=recipe.seed,
@@ -256,7 +256,7 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
     """Take the steps one by one; with each come its figures and whether any process was asked to stop."""
     accelerator = course.accelerator
     began = before = time.perf_counter()
-    for step, batches in enumerate(_loader(course, start), start + 1):
+    for step, batches in enumerate(course.examples.watch(_loader(course, start)), start + 1):
         supervised = sum(batch.supervised for batch in batches)
         tokens = sum(batch.tokens for batch in batches)
         samples = sum(len(batch.input_ids) for batch in batches)
