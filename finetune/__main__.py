@@ -145,6 +145,11 @@ def _check(arguments: list[str]) -> int:
     return code
 
 
+def _plan(arguments: list[str]) -> int:
+    code: int = import_module("finetune.plan").main(arguments)
+    return code
+
+
 def _evaluate(arguments: list[str]) -> int:
     import_module("finetune.evaluate.cli").main(arguments)
     return 0
@@ -158,6 +163,7 @@ def _memeworld(arguments: list[str]) -> int:
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (_recipes, "list the recipes, or show one whole"),
     "check": (_check, "look at data: what is wrong with it, how long, how varied"),
+    "plan": (_plan, "memory and time of a recipe, before anything is loaded"),
     "assemble": (_assemble, "a vision tower and a language model become a LLaVA"),
     "align": (_align, "stage 1: the projector learns on captions"),
     "instruct": (_instruct, "stage 2: projector and language model learn on dialogues"),

@@ -12,7 +12,7 @@ from llava_app.checkpoints import Card
 from llava_app.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
-DESCRIPTION = ("about", "source", "needs")  # what a YAML file says beside the recipe's fields
+DESCRIPTION = ("about", "source", "needs", "size")  # what a YAML file says beside the recipe's fields
 INHERIT = "inherit"  # the value of a field that is to be as the base was trained
 INHERITED = ("template", "image_mode")
 
@@ -119,6 +119,7 @@ class Named:
     about: str = ""
     source: str = ""
     needs: str = ""
+    size: str = "7b"  # of the model that it is for, as `plan --base` takes it
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
