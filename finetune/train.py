@@ -112,6 +112,8 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=run.allow_refused)
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples)
     _learn(course, _resumed_step(course))
+    if examples.skipped:
+        accelerator.print(f"{examples.skipped} examples were skipped: a picture of theirs could not be read.")
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
     card = replace(_card(run, folder, base=base, checked=checked), base_revision=checkpoint.revision(source))
     if accelerator.is_main_process:

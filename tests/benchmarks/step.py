@@ -64,15 +64,14 @@ class Material:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*CASES, []])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(CASES)} (default: all)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         material = make_material(Path(folder))
         for name in options.names or CASES:
             measured, planned = measure(material, name), plan(material, name)
-            print(
-                f"{name:22} measured {measured / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB: {planned / measured:.2f}"
-            )
+            share = planned / measured
+            print(f"{name:22} measured {measured / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB: {share:.2f}")
 
 
 def make_material(folder: Path) -> Material:
