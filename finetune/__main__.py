@@ -1,4 +1,4 @@
-"""python -m finetune VERB: assemble, align, instruct, export, import, evaluate, memeworld."""
+"""python -m finetune VERB: recipes, check, plan, assemble, align, instruct, export, import, evaluate, memeworld."""
 
 import argparse
 import os
@@ -9,13 +9,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.recipe import load_recipe
+from finetune.recipe import inherit, listing, load_recipe, named_recipe, show
+from llava_app.checkpoints import find
 from llava_app.errors import RecipeError, UserError
 
 if TYPE_CHECKING:
     from finetune.checkpoint import Run
 
 RUNS = Path("runs")
+DATA = "LLaVA records (JSON, JSON lines), a folder with metadata.jsonl, a Hugging Face dataset, or a mixture (YAML)"
+IMAGES = "folder or archive (.zip, .tar) of the records' pictures (default: the data file's folder)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,13 +105,16 @@ def _train(stage: str, arguments: list[str]) -> int:
 
 def _new_run(stage: str, options: argparse.Namespace) -> "Run":
     from finetune.checkpoint import Run
+    from finetune.data.mixture import picture_root
 
     if not re.fullmatch(r"\w[\w.-]*", options.name):
         raise RecipeError(f"The name {options.name!r} is no folder name. Give letters, digits, dots, dashes.")
     if options.base is None or options.data is None:
         raise RecipeError("A new run needs --base and --data. To go on with an interrupted one, add --resume.")
-    recipe = load_recipe(options.recipe or f"memeworld_{stage}", options.overrides)
-    images = options.images or options.data.parent
+    recipe, told = inherit(load_recipe(options.recipe or f"memeworld_{stage}", options.overrides), find(options.base))
+    if told:
+        print(told)
+    images = picture_root(options.data, options.images)
     return Run(options.name, options.base, options.data, images, recipe, options.allow_refused)
 
 
@@ -116,8 +122,8 @@ def _training_parser(stage: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m finetune {stage}")
     parser.add_argument("--name", required=True, help="of the run: it is written to runs/NAME")
     parser.add_argument("--base", help="model to start from: a folder, a name of the model list or a Hub id")
-    parser.add_argument("--data", type=Path, help="LLaVA records, JSON or JSON lines")
-    parser.add_argument("--images", type=Path, help="folder of the records' pictures (default: the data file's)")
+    parser.add_argument("--data", type=Path, help=DATA)
+    parser.add_argument("--images", type=Path, help=IMAGES)
     parser.add_argument("--recipe", help=f"name or YAML file (default: memeworld_{stage}, for small models)")
     parser.add_argument("--allow-refused", type=float, default=0.01, metavar="FRACTION", help="of the records (0.01)")
     parser.add_argument("--resume", action="store_true", help="go on with the run NAME, with its own settings")
@@ -161,6 +167,25 @@ def _import(arguments: list[str]) -> int:
     return 0
 
 
+def _recipes(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m finetune recipes")
+    parser.add_argument("name", nargs="?", help="the recipe to show whole (default: a list of all)")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to it")
+    options = parser.parse_args(arguments)
+    print(show(named_recipe(options.name, options.overrides)) if options.name else listing())
+    return 0
+
+
+def _check(arguments: list[str]) -> int:
+    code: int = import_module("finetune.check").main(arguments)
+    return code
+
+
+def _plan(arguments: list[str]) -> int:
+    code: int = import_module("finetune.plan").main(arguments)
+    return code
+
+
 def _evaluate(arguments: list[str]) -> int:
     import_module("finetune.evaluate.cli").main(arguments)
     return 0
@@ -172,6 +197,9 @@ def _memeworld(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "recipes": (_recipes, "list the recipes, or show one whole"),
+    "check": (_check, "look at data: what is wrong with it, how long, how varied"),
+    "plan": (_plan, "memory and time of a recipe, before anything is loaded"),
     "assemble": (_assemble, "a vision tower and a language model become a LLaVA"),
     "align": (_align, "stage 1: the projector learns on captions"),
     "instruct": (_instruct, "stage 2: projector and language model learn on dialogues"),

@@ -9,9 +9,9 @@ from transformers import LlavaForConditionalGeneration
 
 from finetune.collate import StepCollator
 from finetune.data import Examples
+from finetune.data.pictures import open_picture
 from finetune.supervision import SupervisedLoss
 from llava_app.conversation import Conversation, from_record
-from llava_app.images import open_image
 from llava_app.prompts import encode
 
 LEAST_SHARE = 20  # at most one example of so many is held out
@@ -66,7 +66,7 @@ def answers(llava: LlavaForConditionalGeneration, examples: Examples, places: Se
 
 def _answer(llava: LlavaForConditionalGeneration, examples: Examples, place: int) -> Answer:
     example = examples.examples[place]
-    pictures = [open_image(path) for path in example.images]
+    pictures = [open_picture(place) for place in example.images]
     first = from_record(example.record, pictures).turns[0]
     encoded = encode(Conversation().ask(first.question, first.images), examples.processor, open_answer=True)
     pixels = encoded.pixel_values

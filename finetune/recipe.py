@@ -2,19 +2,23 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llava_app.checkpoints import Card
 from llava_app.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
+DESCRIPTION = ("about", "source", "needs", "size")  # what a YAML file says beside the recipe's fields
+INHERIT = "inherit"  # the value of a field that is to be as the base was trained
+INHERITED = ("template", "image_mode")
 
 CHOICES = {
     "stage": ("align", "instruct"),
-    "image_mode": ("pad", "crop"),
+    "image_mode": ("pad", "crop", INHERIT),
     "precision": ("bfloat16", "float32"),
     "quantise": ("none", "4bit"),
     "optimizer": ("adamw", "adamw8bit"),
@@ -54,7 +58,7 @@ class Recipe:
     `held_out` counts examples that are not learned from but measured at every save, at most a twentieth of the data.
     `feature_cache` is how many GB of the frozen vision tower's features are kept on disk, for runs of several epochs.
     `gradient_checkpointing` saves memory for a third more computing. `compile` makes a small model 1.5 times as fast
-    on a CPU, after a minute of compiling, and needs a C++ compiler there.
+    on a CPU, after a minute of compiling, and needs a C++ compiler there. `template` and `image_mode` may be "inherit".
     """
 
     stage: str
@@ -104,25 +108,84 @@ class Recipe:
         if self.feature_cache and self.vision_learning_rate:
             raise RecipeError("feature_cache needs a frozen vision tower. Take vision_learning_rate away, or it.")
 
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of one process alone for each step of the optimiser."""
+        return -(-self.global_batch // self.micro_batch)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A recipe as its YAML file tells it: for whom it is, where its figures come from, and what it needs."""
+
+    name: str
+    recipe: Recipe
+    about: str = ""
+    source: str = ""
+    needs: str = ""
+    size: str = "7b"  # of the model that it is for, as `plan --base` takes it
+
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name in finetune/recipes, or of that YAML file, with `field=value` overrides applied.
 
     Raises RecipeError for an unknown recipe, a misspelt field (the nearest is named) or a value out of its limits.
     """
+    return named_recipe(name_or_path, overrides).recipe
+
+
+def named_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Named:
+    """As `load_recipe`, with what the YAML file says about itself."""
     path = RECIPES / f"{name_or_path}.yaml"
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise RecipeError(f"There is no recipe {name_or_path!r}. Give a YAML file or one of: {known}.")
+        raise RecipeError(_unknown(name_or_path))
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} holds no `field: value` lines.")
-    return recipe_from({**settings, **_parsed(overrides)})
+    description = {name: str(settings.pop(name)) for name in DESCRIPTION if name in settings}
+    return Named(path.stem, recipe_from({**settings, **_parsed(overrides)}), **description)
+
+
+def all_recipes() -> list[Named]:
+    """The recipes of the project, by name."""
+    return [named_recipe(path.stem) for path in sorted(RECIPES.glob("*.yaml"))]
+
+
+def listing() -> str:
+    """All recipes of the project, a line each."""
+    return "\n".join(f"{named.name:22} {named.about}" for named in all_recipes())
+
+
+def show(named: Named) -> str:
+    """One recipe whole, as YAML that can be saved, changed and given to --recipe."""
+    recipe = named.recipe
+    description = {name: getattr(named, name) for name in DESCRIPTION}
+    steps = f"# On one device: {recipe.micro_batch} examples at a time, {recipe.accumulation} times for each step."
+    return yaml.safe_dump(description | asdict(recipe), sort_keys=False, allow_unicode=True, width=110) + steps
+
+
+def inherit(recipe: Recipe, base: Card) -> tuple[Recipe, str]:
+    """Fill the fields that say "inherit" from the base's card; the text says what was inherited and overridden.
+
+    Raises RecipeError where stage 2 would inherit stage 1's template, which knows no dialogue.
+    """
+    taken = {name: getattr(base, name) for name in INHERITED if getattr(recipe, name) == INHERIT}
+    if "template" in taken and (recipe.stage, base.stage) == ("instruct", "align"):
+        raise RecipeError(
+            f"{base.name} has only stage 1 behind it, whose template {base.template} knows no questions. "
+            "Give a template (template=vicuna_v1), or start from a model that has stage 2 behind it."
+        )
+    lines = [f"inherited from {base.name}: {name} {value}" for name, value in taken.items()]
+    for name in INHERITED:
+        mine, theirs = getattr(recipe, name), getattr(base, name)
+        if mine not in (INHERIT, theirs):
+            lines.append(f"overrides {base.name}: {name} {mine} instead of {theirs}")
+    return replace(recipe, **taken), "\n".join(lines)
 
 
 def recipe_from(settings: dict[str, Any]) -> Recipe:
@@ -141,6 +204,13 @@ def recipe_from(settings: dict[str, Any]) -> Recipe:
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe so that `load_recipe` reads it back equal."""
     path.write_text(yaml.safe_dump(asdict(recipe), sort_keys=False), encoding="utf-8")
+
+
+def _unknown(name: str) -> str:
+    known = [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f" Did you mean {near[0]}?" if near else ""
+    return f"There is no recipe {name!r}.{guess} Give a YAML file or one of: {', '.join(known)}."
 
 
 def _parsed(overrides: Sequence[str]) -> dict[str, Any]:

@@ -91,9 +91,11 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)
     _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
-    examples = Examples(checked.examples, processor, max_length=recipe.max_length)
+    examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=run.allow_refused)
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples)
     _learn(course, _resumed_step(course))
+    if examples.skipped:
+        accelerator.print(f"{examples.skipped} examples were skipped: a picture of theirs could not be read.")
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
     card = output.card(checked)
     if accelerator.is_main_process:
@@ -183,10 +185,10 @@ def _course(
 
 
 def _sampler(course: Course) -> StepSampler:
-    recipe, learned = course.run.recipe, [course.examples.examples[place] for place in course.learned]
+    recipe, index = course.run.recipe, course.examples.examples
     return StepSampler(
-        lengths=[example.length for example in learned],
-        has_images=[bool(example.images) for example in learned],
+        lengths=index.lengths[course.learned].tolist(),
+        has_images=index.pictured[course.learned].tolist(),
         global_batch=recipe.global_batch,
         total=course.total,
         grouped=not recipe.packing,
@@ -263,7 +265,7 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
     """Take the steps one by one; with each come its figures and whether any process was asked to stop."""
     accelerator = course.accelerator
     began = before = time.perf_counter()
-    for step, batches in enumerate(_loader(course, start), start + 1):
+    for step, batches in enumerate(course.examples.watch(_loader(course, start)), start + 1):
         supervised = sum(batch.supervised for batch in batches)
         tokens = sum(batch.tokens for batch in batches)
         samples = sum(len(batch.lengths) for batch in batches)

@@ -99,6 +99,23 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     return Loaded(card, model, processor, device, precision, why, plan)
 
 
+def config_of(card: Card) -> LlavaConfig:
+    """The model's config, without its weights. Raises ModelError as `load`."""
+    try:
+        return _config(_folder(card))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{card.name} has no config that can be read: {error}. Restore its files.") from error
+
+
+def processor_of(card: Card) -> LlavaProcessor:
+    """The model's processor, without its weights. Raises ModelError as `load`."""
+    config = config_of(card)
+    try:
+        return _load_processor(_folder(card), card, config=config)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{card.name} has no tokenizer that can be read: {error}. Restore its files.") from error
+
+
 def default_card() -> tuple[Card, str]:
     """The model to start with on this machine, and the reason as one sentence for the page."""
     big = HUB_PRESETS[0]

@@ -1,12 +1,17 @@
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
+import finetune.data
 from finetune.data import Checked, Examples, check, read_records
+from finetune.data.pictures import open_picture
 from finetune.recipe import Recipe, load_recipe
 from llava_app.checkpoints import read_card
 from llava_app.errors import DataError
@@ -154,11 +159,94 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_every_picture_is_opened_once(
     data: Path, tmp_path: Path, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune import data as module
-
-    opened: list[Path] = []
-    real = module.open_image
-    monkeypatch.setattr(module, "open_image", lambda path: opened.append(path) or real(path))
+    opened: list[object] = []
+    monkeypatch.setattr(finetune.data, "open_picture", lambda place: opened.append(place) or open_picture(place))
     file = write(tmp_path, *[record(str(n), ["Which colour?", "Red."], ["0.png"]) for n in range(5)])
     result = check(file, data.parent, processor, recipe=replace(RECIPE, max_length=300))
     assert (len(result.examples), len(opened)) == (5, 1)
+
+
+def test_of_many_pictures_a_share_is_opened_and_that_is_said(
+    data: Path, tmp_path: Path, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune.data, "MOST_OPENED", 4)
+    file = write(tmp_path, *[record(str(n), ["Which colour?", "Red."], [f"{n}.png"]) for n in range(16)])
+    result = checked(file, processor, root=data.parent)
+    assert (len(result.examples), result.opened) == (16, 4)
+    assert "the pictures of 4 examples were opened" in result.describe()
+    with pytest.raises(DataError, match=r"4 of 16 records .*--allow-refused 1\.0"):
+        checked(file, processor, root=tmp_path, allow=0.9)
+
+
+def test_a_line_that_is_not_json_is_refused_with_its_place(tmp_path: Path, processor: ProcessorMixin) -> None:
+    path = tmp_path / "lines.jsonl"
+    good = json.dumps(record("a", ["Hi?", "Hi."]))
+    path.write_text(f"{good}\n\n{{broken\n{good}", encoding="utf-8")
+    result = checked(path, processor)
+    assert len(result.examples) == 2
+    assert result.refused == {"not JSON": 1}
+    assert "line 3" in result.first["not JSON"]
+
+
+def test_examples_can_be_cut_and_chosen(data: Path, processor: ProcessorMixin) -> None:
+    examples = checked(data, processor).examples
+    chosen = examples[np.array([3, 17])]
+    assert [example.record["id"] for example in chosen] == ["seen 3", "text 1"]
+    assert [example.record["id"] for example in examples[18:]] == ["text 2", "text 3"]
+    assert chosen.pictured.tolist() == [True, False]
+    assert examples[-1].record["id"] == "text 3"
+
+
+class Unreadable:
+    """Twenty examples whose pictures are taken away one by one, as a disk that fails."""
+
+    def __init__(self, data: Path, folder: Path, processor: ProcessorMixin, *, allowed: float) -> None:
+        self.folder = folder
+        for place in range(20):
+            shutil.copy(data.parent / "0.png", folder / f"{place}.png")
+        records = [record(str(n), ["Which colour?", f"Red {n}."], [f"{n}.png"]) for n in range(20)]
+        result = checked(write(folder, *records, record("text", ["Hi?", "Hi."])), processor)
+        self.examples = Examples(result.examples, processor, max_length=512, allowed=allowed)
+
+    def lose(self, *numbers: int) -> None:
+        for number in numbers:
+            (self.folder / f"{number}.png").unlink()
+
+    def answer(self, number: int) -> str:
+        encoded = self.examples[number]
+        return self.examples.processor.tokenizer.decode(encoded.input_ids[encoded.supervised])
+
+
+def test_a_picture_that_cannot_be_read_is_skipped_and_counted_once(
+    data: Path, tmp_path: Path, processor: ProcessorMixin, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Unreadable(data, tmp_path, processor, allowed=0.2)
+    broken.lose(3, 4, 19)
+    assert [broken.answer(number) for number in (2, 3, 3, 4)] == [f" Red {n}.</s>" for n in (2, 5, 5, 5)]
+    assert broken.answer(19) == " Red 0.</s>"  # not the text, which is of another kind
+    assert broken.examples.skipped == 3
+    assert caplog.text.count("Skipped") == 3
+
+
+def test_too_many_pictures_that_cannot_be_read_stop_the_run(
+    data: Path, tmp_path: Path, processor: ProcessorMixin
+) -> None:
+    broken = Unreadable(data, tmp_path, processor, allowed=0.1)
+    broken.lose(0, 1, 2)
+    with pytest.raises(DataError, match=r"3 of 21 examples cannot be read, more than 10\.0%"):
+        broken.answer(0)
+
+
+def test_what_the_loaders_processes_skip_is_counted_and_stops_without_a_trace(
+    data: Path, tmp_path: Path, processor: ProcessorMixin
+) -> None:
+    broken = Unreadable(data, tmp_path, processor, allowed=0.1)
+    broken.lose(0, 5)
+    loader = DataLoader(broken.examples, batch_size=7, collate_fn=list, num_workers=1)
+    assert sum(len(step) for step in broken.examples.watch(loader)) == 21
+    assert broken.examples.skipped == 2
+    broken.lose(9)
+    with pytest.raises(DataError) as caught:
+        list(broken.examples.watch(loader))
+    assert str(caught.value).startswith("The pictures of 3 of 21 examples cannot be read")
+    assert "Traceback" not in str(caught.value)

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from finetune.recipe import RECIPES, Recipe, load_recipe, recipe_from, save_recipe
+from finetune.__main__ import main
+from finetune.recipe import (
+    RECIPES,
+    Recipe,
+    all_recipes,
+    inherit,
+    load_recipe,
+    named_recipe,
+    recipe_from,
+    save_recipe,
+    show,
+)
+from llava_app.checkpoints import Card
 from llava_app.errors import RecipeError
 
 SMALLEST = {
@@ -19,8 +31,16 @@ SMALLEST = {
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_of_the_project_is_valid_and_names_its_stage(path: Path) -> None:
-    assert path.stem.endswith(load_recipe(path.stem).stage)
+def test_every_recipe_of_the_project_is_valid_and_says_where_it_is_from_and_what_it_needs(path: Path) -> None:
+    named = named_recipe(path.stem)
+    assert all(len(text) > 20 for text in (named.about, named.source, named.needs))
+    assert named.recipe.global_batch % named.recipe.micro_batch == 0
+
+
+def test_a_stage_in_a_recipes_name_is_its_stage() -> None:
+    told = {named.name: named.recipe.stage for named in all_recipes() if named.name.endswith(("_align", "_instruct"))}
+    assert len(told) >= 8
+    assert all(name.endswith(stage) for name, stage in told.items())
 
 
 def test_llava15_recipes_have_the_published_figures() -> None:
@@ -29,6 +49,70 @@ def test_llava15_recipes_have_the_published_figures() -> None:
     assert (instruct.learning_rate, instruct.global_batch, instruct.template) == (2e-5, 128, "vicuna_v1")
     assert {align.warmup_ratio, instruct.warmup_ratio} == {0.03}
     assert {align.max_length, instruct.max_length} == {2048}
+
+
+PUBLISHED = {  # name: learning rate, global batch, epochs, template, image mode
+    "llava_v1_7b_align": (2e-3, 128, 1, "plain", "crop"),
+    "llava_v1_7b_instruct": (2e-5, 32, 3, "vicuna_v1", "crop"),
+    "llava15_13b_align": (1e-3, 256, 1, "plain", "crop"),
+    "llava15_13b_instruct": (2e-5, 128, 1, "vicuna_v1", "pad"),
+    "llava15_7b_lora": (2e-4, 128, 1, "vicuna_v1", "pad"),
+    "scienceqa": (2e-5, 128, 12, "vicuna_v1", "crop"),
+}
+
+
+@pytest.mark.parametrize(("name", "figures"), PUBLISHED.items(), ids=PUBLISHED)
+def test_recipes_have_the_published_figures(name: str, figures: tuple[object, ...]) -> None:
+    recipe = load_recipe(name)
+    found = (recipe.learning_rate, recipe.global_batch, recipe.epochs, recipe.template, recipe.image_mode)
+    assert found == figures
+
+
+def test_lora_as_published() -> None:
+    recipe = load_recipe("llava15_7b_lora")
+    assert (recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout) == (128, 256, 0.05)
+    assert recipe.projector_learning_rate == 2e-5
+
+
+def test_the_recipes_are_listed_and_one_is_shown_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"{path.stem} " in listed for path in RECIPES.glob("*.yaml"))
+    assert main(["recipes", "llava15_7b_qlora_8gb", "learning_rate=3e-4", "micro_batch=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "learning_rate: 0.0003" in shown
+    assert "2 examples at a time, 64 times" in shown
+    (tmp_path / "mine.yaml").write_text(shown, encoding="utf-8")
+    assert named_recipe(str(tmp_path / "mine.yaml")).recipe.learning_rate == 3e-4
+
+
+def test_a_shown_recipe_is_read_back_equal(tmp_path: Path) -> None:
+    for named in all_recipes():
+        path = tmp_path / f"{named.name}.yaml"
+        path.write_text(show(named), encoding="utf-8")
+        assert named_recipe(str(path)) == named
+
+
+def card(stage: str, template: str) -> Card:
+    return Card("Eve", "runs/eve", "run", stage, template, "crop")
+
+
+def test_a_recipe_inherits_template_and_image_mode_and_says_so() -> None:
+    recipe, told = inherit(load_recipe("own_data"), card("instruct", "vicuna_v1"))
+    assert (recipe.template, recipe.image_mode) == ("vicuna_v1", "crop")
+    assert told == "inherited from Eve: template vicuna_v1\ninherited from Eve: image_mode crop"
+
+
+def test_what_a_recipe_overrides_is_told() -> None:
+    recipe = load_recipe("llava15_7b_instruct")
+    same, told = inherit(recipe, card("align", "plain"))
+    assert same == recipe
+    assert told == ("overrides Eve: template vicuna_v1 instead of plain\noverrides Eve: image_mode pad instead of crop")
+
+
+def test_stage_two_does_not_inherit_the_template_of_stage_one() -> None:
+    with pytest.raises(RecipeError, match=r"Eve has only stage 1.*template=vicuna_v1"):
+        inherit(load_recipe("own_data"), card("align", "plain"))
 
 
 def test_a_saved_recipe_is_read_back_equal(tmp_path: Path) -> None:
@@ -89,6 +173,8 @@ def test_an_override_without_equals_is_refused() -> None:
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(RecipeError, match="llava15_7b_align"):
         load_recipe("llava2")
+    with pytest.raises(RecipeError, match=r"Did you mean llava15_7b_lora\?"):
+        load_recipe("llava15_7b_lore")
 
 
 def test_a_missing_field_is_named() -> None:

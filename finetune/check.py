@@ -1,0 +1,244 @@
+"""python -m finetune check DATA: everything that can be known of data before anybody trains on it."""
+
+import argparse
+import json
+import os
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.data import OPENING_THREADS, try_opening
+from finetune.data.mixture import Part, open_data, picture_root
+from finetune.data.pictures import Place
+from finetune.data.records import image_names
+from finetune.data.refusals import BLANK, CHARACTERS_PER_TOKEN, Refusal, Ruler, identifier, wrong_record
+from llava_app.checkpoints import find
+from llava_app.conversation import from_record
+from llava_app.errors import DataError
+from llava_app.loading import processor_of
+from llava_app.prompts import render, template_text
+
+AT_ONCE = 256  # records whose pictures are opened together
+CUTS = (512, 1024, 2048, 4096)  # tokens
+SHOWN = 60  # characters of a frequent answer
+LEARNED = ("\x1b[32m", "\x1b[0m")  # around what is learned: green
+PLAINLY = ("⟦", "⟧")  # where there are no colours
+TEMPLATES = {"instruct": "vicuna_v1", "align": "plain"}  # by stage, of what is shown without a model
+
+
+@dataclass
+class Answers:
+    """How much the answers differ. Kept as hashes, with the beginnings of those that come again."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+    again: dict[int, str] = field(default_factory=dict)
+
+    def add(self, answer: str) -> None:
+        """Count one."""
+        key = _hash(answer.encode())
+        self.counts[key] += 1
+        if self.counts[key] == 2:
+            self.again[key] = answer[:SHOWN]
+
+    def describe(self) -> str:
+        """How many are different, and the most frequent ones."""
+        total = self.counts.total()
+        frequent = [(self.again[key], count) for key, count in self.counts.most_common(3) if key in self.again]
+        told = ", ".join(f"“{answer}” {count / total:.1%}" for answer, count in frequent)
+        line = f"answers: {total:,}, of which {len(self.counts):,} are different ({len(self.counts) / total:.0%})"
+        return f"{line}; most frequent: {told}" if told else line
+
+
+@dataclass
+class Report:
+    """What was found in the records of one file or folder."""
+
+    records: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    pictures: int = 0  # shown by good records, counted as often as they are shown
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))
+    answers: Answers = field(default_factory=Answers)
+
+    def refuse(self, record: Any, refusal: Refusal) -> None:
+        """Count a refused record."""
+        self.records += 1
+        self.refused[refusal.reason] += 1
+        self.first.setdefault(refusal.reason, f"{identifier(record)} {refusal.details}".rstrip())
+
+    def accept(self, record: dict[str, Any], length: int) -> None:
+        """Count a good record of so many tokens."""
+        self.records += 1
+        self.pictures += len(image_names(record))
+        self.lengths.append(length)
+        for message in record["conversations"]:
+            if message["from"] == "gpt":
+                self.answers.add(message["value"])
+
+    def describe(self, *, exact: bool, max_length: int) -> str:
+        """For a person."""
+        lines = [f"{self.records:,} records: {len(self.lengths):,} good, {self.refused.total():,} refused"]
+        lines += [f"  refused {count:,}: {why} (first: {self.first[why]})" for why, count in self.refused.most_common()]
+        if self.lengths:
+            lines += [f"pictures: {self.pictures:,} shown", self.answers.describe(), *self._cuts(exact, max_length)]
+        return "\n".join(lines)
+
+    def _cuts(self, exact: bool, max_length: int) -> Iterator[str]:
+        lengths = np.frombuffer(self.lengths, dtype=np.int32)
+        half, most, nearly = np.percentile(lengths, (50, 90, 99)).astype(int).tolist()
+        yield (
+            f"length in {'tokens' if exact else 'about tokens of text (give --base for exact ones with pictures)'}: "
+            f"half have at most {half:,}, 90 % {most:,}, 99 % {nearly:,}, the longest {lengths.max():,}"
+        )
+        for cut in sorted({*CUTS, max_length}):
+            mark = " (--max-length)" if cut == max_length else ""
+            yield f"  cut at {cut:,}: {(lengths > cut).sum():,} examples{mark}"
+
+
+class Inspector:
+    """Looks at every record of a part: its layout, its pictures, its length, and whether it came before."""
+
+    def __init__(self, part: Part, *, stage: str, ruler: Ruler | None) -> None:
+        self.part = part
+        self.stage = stage
+        self.ruler = ruler
+        self._seen: dict[int, str] = {}
+        self._opened = cache(try_opening)  # by name; a picture that is bytes is opened each time
+
+    def inspect(self) -> Iterator[tuple[Any, Refusal | int]]:
+        """Every record with its length in tokens, or with why it is refused."""
+        numbers = iter(range(len(self.part.records)))
+        with ThreadPoolExecutor(OPENING_THREADS) as pool:
+            while several := list(islice(numbers, AT_ONCE)):
+                read = [self._read(number) for number in several]
+                places = [() if refusal else self.part.places(record) for record, refusal in read]
+                distinct = list({place for group in places for place in group})
+                opened = dict(zip(distinct, pool.map(self._opens, distinct), strict=True))
+                for (record, refusal), group in zip(read, places, strict=True):
+                    broken = next((opened[place] for place in group if opened[place]), None)
+                    yield record, refusal or broken or self._repeats(record) or self._length(record)
+
+    def _read(self, number: int) -> tuple[Any, Refusal | None]:
+        try:
+            record = self.part.records[number]
+        except DataError as error:
+            return None, Refusal("not JSON", str(error))
+        return record, wrong_record(record, self.stage)
+
+    def _opens(self, place: Place) -> Refusal | None:
+        return try_opening(place) if isinstance(place, bytes) else self._opened(place)
+
+    def _repeats(self, record: dict[str, Any]) -> Refusal | None:
+        key = _hash(repr((image_names(record), record["conversations"])).encode())
+        if key in self._seen:
+            return Refusal("the same as an earlier record", f"as {self._seen[key]}")
+        self._seen[key] = identifier(record)
+        return None
+
+    def _length(self, record: dict[str, Any]) -> Refusal | int:
+        if self.ruler is None:
+            return sum(len(turn["value"]) for turn in record["conversations"]) // CHARACTERS_PER_TOKEN
+        ids, supervised = self.ruler.tokens(record)
+        return self.ruler.cut_off(ids, supervised, images=len(image_names(record))) or len(ids)
+
+
+class Writer:
+    """Writes the good records to NAME.clean.jsonl, and the others with their reasons to NAME.refused.jsonl."""
+
+    def __init__(self, part: Part, out: Path) -> None:
+        name = part.path.name if part.path.is_dir() else part.path.stem
+        self.pictures = out / f"{name}.pictures"  # of datasets that hold them as bytes
+        self.clean = (out / f"{name}.clean.jsonl").open("w", encoding="utf-8")
+        self.refused = (out / f"{name}.refused.jsonl").open("w", encoding="utf-8")
+
+    def accept(self, record: dict[str, Any]) -> None:
+        """Write a good record; encoded pictures become files."""
+        names = [name if isinstance(name, str) else self._save(name) for name in image_names(record)]
+        changed = {"image": names} if names and names != image_names(record) else {}
+        self.clean.write(json.dumps(record | changed, ensure_ascii=False) + "\n")
+
+    def refuse(self, record: Any, refusal: Refusal) -> None:
+        """Write why a record is refused, and the record."""
+        told = {"reason": refusal.reason, "details": refusal.details, "record": record}
+        self.refused.write(json.dumps(told, ensure_ascii=False, default=lambda _: "bytes of a picture") + "\n")
+
+    def close(self) -> str:
+        """Close both; returns their names for a person."""
+        self.clean.close()
+        self.refused.close()
+        return f"written: {self.clean.name} and {self.refused.name}"
+
+    def _save(self, encoded: bytes) -> str:
+        self.pictures.mkdir(exist_ok=True)
+        path = self.pictures / blake2b(encoded, digest_size=16).hexdigest()
+        path.write_bytes(encoded)
+        return f"{self.pictures.name}/{path.name}"
+
+
+def main(arguments: list[str]) -> int:
+    """Check every part of the data and print a report of each."""
+    options = _parser().parse_args(arguments)
+    ruler = Ruler(processor_of(find(options.base)), options.max_length) if options.base else None
+    template = ruler.processor.chat_template if ruler else template_text(TEMPLATES[options.stage])
+    for part in open_data(options.data, picture_root(options.data, options.images)).parts:
+        inspector = Inspector(part, stage=options.stage, ruler=ruler)
+        report, writer = Report(), Writer(part, options.out or picture_root(part.path, None))
+        for record, found in inspector.inspect():
+            if isinstance(found, Refusal):
+                report.refuse(record, found)
+                writer.refuse(record, found)
+                continue
+            if len(report.lengths) < options.show:
+                print(show(record, template), end="\n\n")
+            report.accept(record, found)
+            writer.accept(record)
+        print(f"{part.path}: {_printable(report.describe(exact=ruler is not None, max_length=options.max_length))}")
+        print(writer.close())
+    return 0
+
+
+def show(record: dict[str, Any], template: str) -> str:
+    """A record as the model reads it, what it learns in colour; ⟦ ⟧ where the terminal has no colours."""
+    plainly = "NO_COLOR" in os.environ or not sys.stdout.isatty()
+    begin, end = PLAINLY if plainly else LEARNED
+    names = image_names(record)
+    rendered = render(from_record(record, [BLANK] * len(names)), template, open_answer=False)
+    text, place = "", 0
+    for first, last in rendered.answers:
+        text += _printable(rendered.text[place:first]) + begin + _printable(rendered.text[first:last]) + end
+        place = last
+    told = ", ".join(name if isinstance(name, str) else "in the dataset" for name in names) or "none"
+    return (
+        f"--- {_printable(identifier(record))}, pictures: {_printable(told)}\n{text}{_printable(rendered.text[place:])}"
+    )
+
+
+def _printable(text: str) -> str:
+    """Without control characters, by which data could write to the terminal whatever it likes."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m finetune check")
+    parser.add_argument("data", type=Path, help="records: JSON, JSON lines, a folder, a dataset or a mixture")
+    parser.add_argument("--images", type=Path, help="folder or archive of the pictures (default: the data's folder)")
+    parser.add_argument("--base", help="model whose tokens are counted: a folder or a name of the model list")
+    parser.add_argument("--stage", choices=TEMPLATES, default="instruct", help="that will learn from it (instruct)")
+    parser.add_argument("--max-length", type=int, default=2048, help="tokens to which examples will be cut (2048)")
+    parser.add_argument("--out", type=Path, help="folder of the two files that are written (default: the data's)")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N good examples")
+    return parser

@@ -1,0 +1,227 @@
+"""Files and folders of data → LLaVA records, one at a time: only where each one lies is kept in memory."""
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from llava_app.conversation import IMAGE_MARK
+from llava_app.errors import DataError
+
+BLOCK = 1 << 24  # bytes of a JSON list that are scanned at once
+LONGEST = 1 << 28  # bytes of one record
+METADATA = "metadata.jsonl"  # of a folder of pictures, as Hugging Face's imagefolder has it
+GAP = " \t\r\n,"  # between the items of a JSON list
+PICTURES = ("image", "images", "file_name", "file_names")  # fields that name pictures, in the layouts that are read
+CAPTIONS = ("text", "caption")  # fields that hold one
+ROLES = {"user": "human", "assistant": "gpt"}  # of "messages" → of "conversations"
+
+
+class Records(Sequence[Any]):
+    """LLaVA records, read when asked for. An item is whatever the file holds there, whether it is right or wrong.
+
+    Reading one raises DataError where the file holds no JSON.
+    """
+
+    def row(self, number: int) -> Any:
+        """What the file holds there, in its own layout."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, number: int) -> Any: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Any]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return [self[place] for place in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return as_record(self.row(number))
+
+
+@dataclass(frozen=True)
+class JsonFile(Records):
+    """A JSON list or a file of JSON lines, with the byte at which each record begins and ends."""
+
+    path: Path
+    begins: np.ndarray  # (N,) int64
+    ends: np.ndarray  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    def row(self, number: int) -> Any:
+        with self.path.open("rb") as file:
+            file.seek(self.begins[number])
+            text = file.read(self.ends[number] - self.begins[number])
+        try:
+            return json.loads(text)
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            raise _not_json(self.path, int(self.begins[number])) from error
+
+
+@dataclass(frozen=True)
+class Table(Records):
+    """The rows of a Hugging Face dataset; pictures stay the encoded bytes that they are."""
+
+    rows: Any  # datasets.Dataset that gives Arrow tables
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, number: int) -> Any:
+        return self.rows[number].to_pylist()[0]
+
+
+def open_records(path: Path) -> Records:
+    """The records of a JSON list, JSON lines, a folder with metadata.jsonl, or a Hugging Face dataset's folder.
+
+    Raises DataError when it is none of these, or cannot be read.
+    """
+    if path.is_dir():
+        return open_records(path / METADATA) if (path / METADATA).is_file() else _open_dataset(path)
+    spans = array("q")
+    try:
+        with path.open("rb") as file:
+            begins = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+        for span in (_list_spans if begins.startswith(b"[") else _line_spans)(path):
+            spans.extend(span)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}. Give a JSON or JSON lines file of LLaVA records.") from error
+    bounds = np.frombuffer(spans, dtype=np.int64) if spans else np.zeros(0, np.int64)
+    return JsonFile(path, bounds[0::2].copy(), bounds[1::2].copy())
+
+
+def read_records(file: Path) -> list[Any]:
+    """All records of a small file. Raises DataError with the place of the first mistake."""
+    return list(open_records(file))
+
+
+def image_names(record: dict[str, Any]) -> list[Any]:
+    """The pictures of a record in order: file names or, from a dataset's table, encoded bytes."""
+    names = record.get("image") or []
+    return names if isinstance(names, list) else [names]
+
+
+def as_record(row: Any) -> Any:
+    """A row of the other layouts as a LLaVA record; a LLaVA record and what is none at all stay as they are.
+
+    The layouts: "messages" with roles and contents; a picture with a caption in "text". Pictures stand in "image",
+    "images", "file_name" or "file_names", as names or as Hugging Face's {"bytes", "path"}.
+    """
+    if not isinstance(row, dict) or _is_record(row):
+        return row
+    field = next((name for name in PICTURES if row.get(name)), None)
+    given = row[field] if field else []
+    images = [_encoded(image) for image in (given if isinstance(given, list) else [given])]
+    return {**row, "image": images, "conversations": _conversations(row, len(images))}
+
+
+def _is_record(row: dict[str, Any]) -> bool:
+    named = row.keys() & PICTURES <= {"image"}
+    return named and "conversations" in row and isinstance(row.get("image", ""), str)
+
+
+def _encoded(image: Any) -> Any:
+    return image.get("bytes") or image.get("path") if isinstance(image, dict) else image
+
+
+def _conversations(row: dict[str, Any], images: int) -> Any:
+    """The dialogue of a row; where no message says where the pictures stand, they stand before the first question."""
+    if "conversations" in row:
+        return row["conversations"]
+    messages = row.get("messages")
+    if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+        turns = [{"from": _role(message), "value": _content(message.get("content"))} for message in messages]
+    else:
+        caption = next((row[name] for name in CAPTIONS if row.get(name)), None)
+        turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": caption}] if caption else []
+    asked = next((turn for turn in turns if turn["from"] == "human"), None)
+    if asked and not any(IMAGE_MARK in str(turn["value"]) for turn in turns):
+        asked["value"] = f"{IMAGE_MARK}\n" * images + str(asked["value"])
+    return turns
+
+
+def _role(message: dict[str, Any]) -> str:
+    role = str(message.get("role"))
+    return ROLES.get(role, role)
+
+
+def _content(content: Any) -> Any:
+    """The text of a message, also where it is a list of parts."""
+    if not isinstance(content, list):
+        return content
+    texts = [f"{IMAGE_MARK}\n" if part.get("type") == "image" else part.get("text") or "" for part in content]
+    return "".join(texts)
+
+
+def _open_dataset(folder: Path) -> Records:
+    tables = sorted(folder.rglob("train*.parquet")) or sorted(folder.rglob("*.parquet"))
+    if not tables and not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise DataError(
+            f"{folder} is a folder without {METADATA} and no Hugging Face dataset. "
+            "Give its data file, or a folder that has one of these."
+        )
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{folder} is a Hugging Face dataset, which needs the package datasets. "
+            "Run pip install datasets, or give the records as JSON lines."
+        ) from error
+    if tables:
+        rows = datasets.Dataset.from_parquet([str(table) for table in tables])
+    else:
+        rows = datasets.load_from_disk(str(folder))
+    if isinstance(rows, datasets.DatasetDict):
+        rows = rows["train"] if "train" in rows else next(iter(rows.values()))
+    return Table(rows.with_format("arrow"))
+
+
+def _line_spans(path: Path) -> Iterator[tuple[int, int]]:
+    place = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.isspace():
+                yield place, place + len(line)
+            place += len(line)
+
+
+def _list_spans(path: Path) -> Iterator[tuple[int, int]]:
+    """Read as Latin-1, each byte is a character, and all that divides the items of a list is ASCII."""
+    decoder = json.JSONDecoder()
+    with path.open("rb") as file:
+        text, base = file.read(BLOCK).decode("latin-1"), 0
+        place = text.index("[") + 1
+        while True:
+            while place < len(text) and text[place] in GAP:
+                place += 1
+            if text.startswith("]", place):
+                return
+            end = _item_end(decoder, text, place)
+            if end < len(text):
+                yield base + place, base + end
+                place = end
+                continue
+            more = file.read(max(BLOCK, len(text) - place))
+            if not more or len(text) - place > LONGEST:
+                raise _not_json(path, base + place)
+            base, text, place = base + place, text[place:] + more.decode("latin-1"), 0
+
+
+def _item_end(decoder: json.JSONDecoder, text: str, place: int) -> int:
+    """Where the item at `place` ends; the end of the text where it is not whole."""
+    try:
+        return decoder.raw_decode(text, place)[1]
+    except json.JSONDecodeError:
+        return len(text)
+
+
+def _not_json(path: Path, place: int) -> DataError:
+    with path.open("rb") as file:
+        line = file.read(place).count(b"\n") + 1
+    return DataError(f"{path}, line {line}: not JSON from here. Give a JSON list, or one record per line.")

@@ -1,0 +1,162 @@
+"""How much computing training is, and how much a device can do."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LlavaConfig
+
+from finetune.recipe import Recipe
+from llava_app.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one device has: dense matrix FLOP/s in the precision that training computes in, and bytes of memory."""
+
+    name: str
+    flops: float
+    memory: float
+    source: str
+
+
+GPUS = {
+    key: Device(name, teraflops * 1e12, gigabytes * 1e9, source)
+    for key, name, teraflops, gigabytes, source in (
+        ("h200", "NVIDIA H200", 989, 141, "H200 datasheet, bfloat16, half of the figure with sparsity"),
+        ("h100", "NVIDIA H100 SXM", 989, 80, "H100 datasheet, bfloat16, half of the figure with sparsity"),
+        ("a100-80gb", "NVIDIA A100 80GB", 312, 80, "A100 datasheet, bfloat16"),
+        ("a100-40gb", "NVIDIA A100 40GB", 312, 40, "A100 datasheet, bfloat16"),
+        ("l40s", "NVIDIA L40S", 362, 48, "L40S datasheet, bfloat16, half of the figure with sparsity"),
+        ("a10", "NVIDIA A10", 125, 24, "A10 datasheet, bfloat16"),
+        ("l4", "NVIDIA L4", 121, 24, "L4 datasheet, bfloat16, half of the figure with sparsity"),
+        ("rtx4090", "NVIDIA RTX 4090", 165, 24, "Ada whitepaper, bfloat16 summed in float32"),
+        ("rtx3090", "NVIDIA RTX 3090", 71, 24, "GA102 whitepaper, bfloat16 summed in float32"),
+        ("t4", "NVIDIA T4", 65, 16, "T4 datasheet, float16 (it has no bfloat16)"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one forward pass takes in: examples of equal length, together `tokens` long."""
+
+    examples: int
+    tokens: int  # the pictures' included
+    pictures: int
+    supervised: int  # tokens that have a loss
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model that FLOPs and activations follow from."""
+
+    width: int
+    inner: int
+    layers: int
+    queries: int  # width of all heads' queries
+    keys: int  # width of all heads' keys
+    vocabulary: int
+    tower_width: int
+    tower_inner: int
+    tower_layers: int  # as many as LLaVA reads
+    patches: int
+    patch_numbers: int  # in one patch
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the matrices of one layer of the language model."""
+        return 2 * self.width * (self.queries + self.keys) + 3 * self.width * self.inner
+
+    @property
+    def adapter_sides(self) -> int:
+        """Inputs and outputs of these seven matrices: times the rank, the weights of their adapters."""
+        return 3 * (self.width + self.inner) + 2 * (2 * self.width + self.queries + self.keys)
+
+    @property
+    def projector_weights(self) -> int:
+        """Weights of the projector's two matrices."""
+        return self.width * (self.tower_width + self.width)
+
+
+def sizes(config: LlavaConfig) -> Sizes:
+    """The sizes in a model's config."""
+    text, vision = config.text_config, config.vision_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    layer = int(config.vision_feature_layer)
+    return Sizes(
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        queries=head * text.num_attention_heads,
+        keys=head * keys,
+        vocabulary=text.vocab_size,
+        tower_width=vision.hidden_size,
+        tower_inner=vision.intermediate_size,
+        tower_layers=vision.num_hidden_layers + 1 + layer if layer < 0 else layer,
+        patches=(vision.image_size // vision.patch_size) ** 2,
+        patch_numbers=3 * vision.patch_size**2,
+    )
+
+
+def model_flops(size: Sizes, recipe: Recipe, row: Row) -> float:
+    """FLOPs that one forward and backward pass must do, without recomputation: what MFU is counted by.
+
+    A matrix of N weights costs 2 N per token forward, 2 N for the gradient of its input, and 2 N for its own where it
+    learns; attention 4 times its width per pair of tokens forward and twice that backward (Chowdhery et al. 2022,
+    PaLM, appendix B, where causality is not taken off).
+    """
+    full = recipe.stage == "instruct" and not recipe.lora_rank
+    matrices = 2 * size.layer_weights * row.tokens
+    attention = 4 * size.queries * row.tokens**2 / row.examples
+    head = 2 * size.width * size.vocabulary * row.supervised
+    adapters = 3 * 2 * recipe.lora_rank * size.adapter_sides * row.tokens
+    language = size.layers * (matrices * (3 if full else 2) + attention * 3 + adapters) + head * (3 if full else 2)
+    projector = 2 * row.pictures * size.patches * size.width * (2 * size.tower_width + 3 * size.width)
+    return float(language + projector + _tower_flops(size, row) * (3 if recipe.vision_learning_rate else 1))
+
+
+def mfu(flops: float, seconds: float, device: Device, *, devices: int = 1) -> float:
+    """Model FLOPs utilisation: the share of the devices' peak that went into `model_flops` (PaLM, appendix B)."""
+    return flops / (seconds * device.flops * devices)
+
+
+def find_device(name: str | None) -> Device:
+    """A device by its name in GPUS; without a name this machine's. Raises RecipeError with the names there are."""
+    if name is None and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        words = found.name.lower().replace("-", " ").split()
+        key = next((key for key in GPUS if key.split("-")[0].removeprefix("rtx") in words), None)
+        if key is None:
+            raise RecipeError(f"The peak of {found.name} is not known here. Give --device, one of {', '.join(GPUS)}.")
+        return Device(found.name, GPUS[key].flops, float(found.total_memory), GPUS[key].source)
+    if name in (None, "cpu"):
+        return _this_processor()
+    if name not in GPUS:
+        raise RecipeError(f"The device {name!r} is not known. Give one of {', '.join(GPUS)}, cpu.")
+    return GPUS[name]
+
+
+def _this_processor() -> Device:
+    """This machine without a GPU; its peak is the best of five products of two matrices, in float32."""
+    import psutil
+
+    side, best = 1024, float("inf")
+    factor: Any = torch.randn(side, side)
+    for _ in range(5):
+        began = time.perf_counter()
+        factor @ factor
+        best = min(best, time.perf_counter() - began)
+    memory = float(psutil.virtual_memory().total)
+    return Device("this processor", 2 * side**3 / best, memory, "measured just now with a product of two matrices")
+
+
+def _tower_flops(size: Sizes, row: Row) -> float:
+    """Forward, for all pictures."""
+    seen = size.patches + 1
+    layer = 2 * seen * (4 * size.tower_width**2 + 2 * size.tower_width * size.tower_inner)
+    attention = 4 * size.tower_width * seen**2
+    patches = 2 * size.patches * size.patch_numbers * size.tower_width
+    return float(row.pictures * (size.tower_layers * (layer + attention) + patches))

@@ -1,0 +1,239 @@
+"""python -m finetune plan RECIPE: memory by part and expected time, before anything is loaded."""
+
+import argparse
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from finetune.data.mixture import open_data, picture_root
+from finetune.data.refusals import CHARACTERS_PER_TOKEN, wrong_record
+from finetune.flops import GPUS, Device, Row, Sizes, find_device, model_flops, sizes
+from finetune.recipe import Recipe, named_recipe
+from finetune.stages import STAGES, part_of
+from llava_app.checkpoints import find
+from llava_app.loading import config_of
+from llava_app.memory import need
+
+USUAL = {"align": 24, "instruct": 200}  # tokens of text of one example: about those of LLaVA-1.5's own data
+SAMPLE = 1_000  # records of --data that are measured
+UTILISATION = 0.27  # of the peak: LLaVA-1.5's published hours on A100s come to 24 to 30 % MFU
+CUDA_CONTEXT = 0.6e9  # of the driver, cuBLAS and the allocator's rounding; differs by device and driver
+SOFTMAX = 12  # bytes of each logit at most: float32 logits, their log-softmax, its gradient
+
+
+def _shape(width: int, inner: int, layers: int, *, pixels: int) -> LlavaConfig:
+    """CLIP ViT-L/14 and a Vicuna."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=pixels,
+        patch_size=14,
+        projection_dim=768,
+    )
+    heads = width // 128
+    text = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        vocab_size=32064,
+        max_position_embeddings=4096,
+    )
+    return LlavaConfig(vision_config=vision, text_config=text)
+
+
+SHAPES = {  # known without their files
+    "7b": (4096, 11008, 32, 336),
+    "13b": (5120, 13824, 40, 336),
+    "v1-7b": (4096, 11008, 32, 224),
+}
+HUB = {"llava-hf/llava-1.5-7b-hf": "7b", "llava-hf/llava-1.5-13b-hf": "13b"}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training takes on one device, by part, and at most at the same time."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    activations: float
+    logits: float
+    copies: float  # of float32 weights in the precision that is computed in
+    context: float
+    peak: float
+
+
+def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, context: float = 0.0) -> Memory:
+    """What steps of `recipe` take whose forward passes are `row`, on one device that holds the whole model.
+
+    Of gradients and activations the one grows while the other shrinks: they count together only where several
+    forward passes make a step.
+    """
+    size = sizes(config)
+    stored, learning = _weights(config, recipe)
+    quantised = recipe.quantise != "none"
+    number = 2 if quantised else 4  # bytes of an adapter's weight, or of any weight that learns
+    adapters = recipe.lora_rank * size.adapter_sides * size.layers
+    gradients = 4.0 * learning + number * adapters
+    states = 2.0 * (learning + adapters) if recipe.optimizer == "adamw8bit" else 8.0 * learning + 2 * number * adapters
+    weights = stored + number * adapters
+    per_layer = _kept_by_a_layer(size, recipe) * row.tokens
+    if recipe.gradient_checkpointing:
+        activations = (2 if quantised else 4) * size.width * row.tokens * size.layers + per_layer
+    else:
+        activations = per_layer * size.layers
+    activations += _outside_the_layers(size, row)
+    logits = float(SOFTMAX * row.supervised * size.vocabulary)
+    copies = _copies(size, recipe)
+    backward = 4.0 * row.tokens * 4 * size.inner  # gradients inside one layer
+    start = activations + copies + max(logits, backward) + (gradients if recipe.accumulation > 1 else 0)
+    peak = weights + states + context + max(start, gradients + backward)
+    return Memory(weights, gradients, states, activations, logits, copies, context, peak)
+
+
+def row_of(size: Sizes, recipe: Recipe, text: int) -> Row:
+    """The longest forward pass to be planned for, where an example has one picture and `text` tokens of text."""
+    usual = size.patches + text
+    tokens = max(recipe.micro_batch * usual, recipe.max_length)
+    return Row(recipe.micro_batch, tokens, recipe.micro_batch, recipe.micro_batch * text)
+
+
+def describe(recipe: Recipe, memory: Memory, device: Device) -> str:
+    """For a person: a line per part, the peak, and whether it fits."""
+    parts = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        (f"optimiser ({recipe.optimizer})", memory.optimiser),
+        (f"activations{' (recomputed)' if recipe.gradient_checkpointing else ''}", memory.activations),
+        ("logits", memory.logits),
+        ("copies in bfloat16", memory.copies),
+        ("CUDA context", memory.context),
+    ]
+    lines = [f"  {name:24} {size / 1e9:8.2f} GB" for name, size in parts if size]
+    fits = f"fits into the {device.memory / 1e9:.0f} GB of {device.name}"
+    if memory.peak > device.memory:
+        fits = (
+            f"does not fit into the {device.memory / 1e9:.0f} GB of {device.name}: lower micro_batch or max_length, "
+            "set gradient_checkpointing=true, lora_rank=64, quantise=4bit, or share the model among several devices"
+        )
+    return "\n".join([*lines, f"  {'at most at once':24} {memory.peak / 1e9:8.2f} GB, which {fits}"])
+
+
+def main(arguments: list[str]) -> int:
+    """Print the plan."""
+    options = _parser().parse_intermixed_args(arguments)
+    named = named_recipe(options.recipe, options.overrides)
+    recipe, device = named.recipe, find_device(options.device)
+    config = base_config(options.base or named.size)
+    size, text, examples = sizes(config), options.tokens or USUAL[recipe.stage], options.examples
+    if options.data:
+        text, examples = _measure(options.data, options.images, recipe.stage)
+    row = row_of(size, recipe, text)
+    memory = plan_memory(config, recipe, row, context=0.0 if device.name == "this processor" else CUDA_CONTEXT)
+    usual = size.patches + text
+    flops = model_flops(size, recipe, Row(1, usual, 1, text))
+    print(f"{named.name} on {device.name} ({device.flops / 1e12:.2f} TFLOP/s at most: {device.source})")
+    print(f"memory for {row.examples} examples at a time, {row.tokens:,} tokens:")
+    print(describe(recipe, memory, device))
+    seconds = flops / (device.flops * UTILISATION)
+    print(
+        f"time: {flops / 1e12:.3g} TFLOP and {seconds:.2g} s for an example of {usual} tokens, at {UTILISATION:.0%} MFU"
+    )
+    if examples:
+        hours = seconds * examples * recipe.epochs / 3600
+        print(f"  {examples:,} examples, {recipe.epochs} epochs: {hours:,.1f} hours on one, {hours / 8:,.1f} on eight")
+    return 0
+
+
+def base_config(base: str) -> LlavaConfig:
+    """The config of a model: one of SHAPES, or of a folder or the model list. Raises ModelError."""
+    shape = SHAPES.get(base)
+    if shape is None:
+        card = find(base)
+        shape = SHAPES.get(HUB.get(card.source, ""))
+        if shape is None:
+            return config_of(card)
+    width, inner, layers, pixels = shape
+    return _shape(width, inner, layers, pixels=pixels)
+
+
+def _weights(config: LlavaConfig, recipe: Recipe) -> tuple[float, int]:
+    """Bytes of all weights as they are kept, and how many of them learn as a whole."""
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(deepcopy(config))
+    trains = {"projector"} if recipe.lora_rank else set(STAGES[recipe.stage].trains)
+    if recipe.vision_learning_rate:
+        trains.add("vision_tower")
+    sizes_by_name = {name: weight.numel() for name, weight in model.named_parameters()}
+    learning = sum(numel for name, numel in sizes_by_name.items() if part_of(name) in trains)
+    if recipe.quantise == "none":
+        return 4.0 * sum(sizes_by_name.values()), learning
+    return need(config, recipe.quantise).weights + 2.0 * learning, learning  # the projector becomes float32
+
+
+def _kept_by_a_layer(size: Sizes, recipe: Recipe) -> float:
+    """Bytes per token that one layer of the language model keeps for its backward pass.
+
+    Both norms keep what they read, in float32, and what they made of it where they learn. Attention keeps queries,
+    keys, values and its result; the feed-forward part keeps gate, its activation and the other factor. A matrix keeps
+    what it reads where it learns, and under autocast each of them a copy of its own; an adapter keeps what it reads and
+    which of it was dropped.
+    """
+    half = recipe.precision == "bfloat16"
+    number = 2 if half else 4
+    kept = 8.0 * size.width + number * (2 * size.queries + 2 * size.keys + 3 * size.inner)
+    reads = 3 * size.width + size.queries + 2 * size.width + size.inner  # of the seven matrices
+    if recipe.lora_rank:
+        return kept + (number + 1) * reads + 7 * recipe.lora_rank * number
+    if recipe.stage == "instruct":
+        kept += 8.0 * size.width + number * (reads if half else reads - 3 * size.width)
+    return kept
+
+
+def _outside_the_layers(size: Sizes, row: Row) -> float:
+    """Bytes of pixels, features, projector, embeddings and the last norm."""
+    pixels = 4.0 * row.pictures * size.patches * (size.patch_numbers + size.tower_width)
+    projector = 4.0 * row.pictures * size.patches * 3 * size.width
+    return pixels + projector + 4.0 * row.tokens * 5 * size.width
+
+
+def _copies(size: Sizes, recipe: Recipe) -> float:
+    """Bytes of the language model's matrices in bfloat16 that are kept for the backward pass."""
+    if recipe.precision == "float32" or recipe.quantise != "none":
+        return 0.0
+    layers = 1 if recipe.gradient_checkpointing else size.layers
+    return 2.0 * size.layer_weights * layers
+
+
+def _measure(data: Path, images: Path | None, stage: str) -> tuple[int, int]:
+    """The mean tokens of text of some of the records, and how many records there are."""
+    opened = open_data(data, picture_root(data, images))
+    letters, measured = 0, 0
+    for index in range(0, len(opened), max(1, len(opened) // SAMPLE)):
+        record, _ = opened.read(index)
+        if wrong_record(record, stage) is None:
+            letters += sum(len(turn["value"]) for turn in record["conversations"])
+            measured += 1
+    return max(1, letters // CHARACTERS_PER_TOKEN // max(1, measured)), len(opened)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m finetune plan")
+    parser.add_argument("recipe", help="name or YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to it")
+    parser.add_argument("--base", help=f"model: {', '.join(SHAPES)}, a folder or a name of the model list")
+    parser.add_argument("--device", help=f"{', '.join(GPUS)} or cpu (default: this machine's)")
+    parser.add_argument("--data", type=Path, help="records that will be learned from: their number and lengths count")
+    parser.add_argument("--images", type=Path, help="folder of their pictures")
+    parser.add_argument(
+        "--tokens", type=int, help="of text in one example (default: LLaVA-1.5's own, about 24 and 200)"
+    )
+    parser.add_argument("--examples", type=int, help="how many there are")
+    return parser

@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.__main__ import main
+from finetune.check import LEARNED, PLAINLY, Answers, show
+from finetune.data.records import read_records
+from llava_app.checkpoints import read_card
+from llava_app.conversation import from_record
+from llava_app.images import open_image
+from llava_app.loading import processor_of
+from llava_app.prompts import encode, template_text
+from tests.finetune.conftest import record
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Six good records, one of them twice more, and four that are wrong in different ways."""
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
+    good = [record(f"good {n}", [f"Which colour, {n}?", "Red."], ["red.png"]) for n in range(5)]
+    good.append(record("long", ["Tell me.", "A long answer. " * 60]))
+    wrong = [
+        record("broken", ["What?", "Red."], ["broken.png"]),
+        record("marks", ["What <image>?", "Red."], ["red.png"]),
+        record("empty", ["What?", ""], ["red.png"]),
+        {"id": "roles", "conversations": [{"from": "gpt", "value": "Hi."}, {"from": "human", "value": "Hi?"}]},
+    ]
+    path = tmp_path / "mixed.json"
+    path.write_text(json.dumps([*good, *wrong, good[0] | {"id": "again"}, good[0] | {"id": "once more"}]), "utf-8")
+    return path
+
+
+def test_a_report_says_what_is_wrong_and_both_files_are_written(
+    mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(mixed)]) == 0
+    told = capsys.readouterr().out
+    assert "12 records: 6 good, 6 refused" in told
+    assert "refused 2: the same as an earlier record (first: again as good 0)" in told
+    assert "pictures: 5 shown" in told
+    assert "answers: 6, of which 2 are different (33%); most frequent: “Red.” 83.3%" in told
+    clean = read_records(mixed.parent / "mixed.clean.jsonl")
+    assert [each["id"] for each in clean] == ["good 0", "good 1", "good 2", "good 3", "good 4", "long"]
+    refused = [json.loads(line) for line in (mixed.parent / "mixed.refused.jsonl").read_text("utf-8").splitlines()]
+    assert [each["record"]["id"] for each in refused] == ["broken", "marks", "empty", "roles", "again", "once more"]
+    assert "damaged" in refused[0]["details"]
+    assert main(["check", str(mixed.parent / "mixed.clean.jsonl")]) == 0
+    assert "6 records: 6 good, 0 refused" in capsys.readouterr().out
+
+
+def test_lengths_with_a_base_are_those_of_training(mixed: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(mixed), "--base", str(base), "--max-length", "600"]) == 0
+    told = capsys.readouterr().out
+    processor = processor_of(read_card(base))
+    pictures = [open_image(mixed.parent / "red.png")]
+    seen, *_, long = read_records(mixed)[:6]
+    longest = len(encode(from_record(long, []), processor, open_answer=False).input_ids)
+    usual = len(encode(from_record(seen, pictures), processor, open_answer=False).input_ids)
+    assert f"half have at most {usual:,}," in told
+    assert f"the longest {longest:,}" in told
+    assert "cut at 600: 1 examples (--max-length)" in told
+    assert "cut at 2,048: 0 examples" in told
+
+
+def test_a_record_of_which_cutting_leaves_no_answer_is_refused(
+    mixed: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["check", str(mixed), "--base", str(base), "--max-length", "60"])
+    assert "no answer within 60 tokens" in capsys.readouterr().out
+
+
+def test_a_line_that_is_not_json_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"id": \n' + json.dumps(record("a", ["Hi?", "Hi."])), encoding="utf-8")
+    assert main(["check", str(path)]) == 0
+    assert "2 records: 1 good, 1 refused\n  refused 1: not JSON" in capsys.readouterr().out
+
+
+def test_alignment_needs_pictures(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", str(mixed), "--stage", "align"])
+    assert "refused 1: no picture; stage align" in capsys.readouterr().out
+
+
+def test_examples_are_shown_with_what_is_learned_marked(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", str(mixed), "--show", "2"])
+    told = capsys.readouterr().out
+    assert "--- good 0, pictures: red.png" in told
+    assert "USER: <image>\nWhich colour, 1? ASSISTANT:⟦ Red.</s>⟧" in told
+    assert "good 2" not in told
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    example = record("a", ["Hi?", "Hello."])
+    begin, end = LEARNED
+    assert show(example, template_text("vicuna_v1")).endswith(f"ASSISTANT:{begin} Hello.</s>{end}")
+    monkeypatch.setenv("NO_COLOR", "1")
+    begin, end = PLAINLY
+    assert show(example, template_text("vicuna_v1")).endswith(f"ASSISTANT:{begin} Hello.</s>{end}")
+
+
+def test_data_cannot_write_to_the_terminal() -> None:
+    shown = show(record("a\x1b[2J", ["Hi\x1b]0;title\x07?", "Hello."]), template_text("vicuna_v1"))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+def test_pictures_of_a_dataset_become_files_of_the_cleaned_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="reading Hugging Face datasets needs the package datasets")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    encoded = {"bytes": (tmp_path / "red.png").read_bytes(), "path": None}
+    rows = datasets.Dataset.from_dict({"image": [encoded], "caption": ["Red."]})
+    rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "captions")
+    assert main(["check", str(tmp_path / "captions"), "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["check", str(tmp_path / "captions.clean.jsonl"), "--stage", "align"]) == 0
+    assert "1 records: 1 good, 0 refused" in capsys.readouterr().out
+
+
+def test_answers_that_differ_are_counted_apart() -> None:
+    answers = Answers()
+    for answer in ("Yes", "No", "Yes", "Maybe", "Yes", "No"):
+        answers.add(answer)
+    assert answers.describe() == ("answers: 6, of which 3 are different (50%); most frequent: “Yes” 50.0%, “No” 33.3%")

@@ -1,0 +1,142 @@
+"""The plan against arithmetic that is published, against counted FLOPs, and against what autograd really keeps."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from finetune.__main__ import main
+from finetune.flops import GPUS, Row, find_device, mfu, model_flops, sizes
+from finetune.plan import USUAL, base_config, plan_memory, row_of
+from finetune.recipe import all_recipes, load_recipe
+from finetune.stages import apply_stage
+from llava_app.errors import RecipeError
+
+ROW = Row(examples=4, tokens=4 * 80, pictures=4, supervised=4 * 80)
+PRESETS = {named.name: float(size[1]) * 1e9 for named in all_recipes() if (size := re.search(r"_(\d+)gb$", named.name))}
+
+
+def small() -> LlavaConfig:
+    """64 visual tokens; wide enough that matrices outweigh everything else."""
+    vision = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=112,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+    )
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, image_seq_length=64)
+
+
+def step(model: LlavaForConditionalGeneration) -> torch.Tensor:
+    """The loss of ROW: four examples of 64 visual tokens and 16 of text, all of them supervised."""
+    ids_BS = torch.full((4, 80), 5)
+    ids_BS[:, :64] = 3
+    logits_BSV = model(input_ids=ids_BS, pixel_values=torch.randn(4, 3, 112, 112), use_cache=False).logits
+    return functional.cross_entropy(logits_BSV.flatten(0, 1).float(), ids_BS.flatten())
+
+
+@pytest.mark.parametrize("stage", ["align", "instruct"])
+def test_flops_are_those_that_torch_counts(stage: str) -> None:
+    model = LlavaForConditionalGeneration._from_config(small(), attn_implementation="eager")
+    apply_stage(model, stage)
+    model.model.vision_tower.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        step(model).backward()
+    assert model_flops(sizes(small()), load_recipe(f"memeworld_{stage}"), ROW) == pytest.approx(
+        counter.get_total_flops(), rel=0.03
+    )
+
+
+def test_a_full_step_of_seven_billion_is_six_flops_per_weight_and_token() -> None:
+    size, row = sizes(base_config("7b")), Row(1, 776, 1, 200)
+    flops = model_flops(size, load_recipe("llava15_7b_instruct"), row)
+    assert flops == pytest.approx(6 * 6.74e9 * 776, rel=0.05)
+    lora = model_flops(size, load_recipe("llava15_7b_lora"), row)
+    align = model_flops(size, load_recipe("llava15_7b_align"), row)
+    assert align < lora < 0.75 * flops
+
+
+@pytest.mark.parametrize("stage", ["align", "instruct"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_planned_activations_are_those_that_autograd_keeps(stage: str, precision: str) -> None:
+    model = LlavaForConditionalGeneration._from_config(small(), attn_implementation="sdpa").train()
+    apply_stage(model, stage)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=precision == "bfloat16"):
+        loss = step(model)
+    recipe = load_recipe(f"memeworld_{stage}", [f"precision={precision}"])
+    planned = plan_memory(small(), recipe, ROW)
+    logits = ROW.supervised * 512 * 4.0  # of the planned 12 bytes, those that are kept
+    measured = sum(storage.nbytes() for storage in kept.values())
+    assert planned.activations + planned.copies + logits == pytest.approx(measured, rel=0.15)
+    assert loss.isfinite()
+
+
+def test_seven_billion_take_what_is_known_of_them() -> None:
+    config, full = base_config("7b"), load_recipe("llava15_7b_instruct")
+    memory = plan_memory(config, full, row_of(sizes(config), full, USUAL["instruct"]))
+    assert memory.weights == 4 * 7_063_427_072  # the published port's parameters
+    assert memory.gradients == memory.weights - 4 * 303_507_456  # but the tower's
+    assert memory.optimiser == 2 * memory.gradients
+    lora = load_recipe("llava15_7b_lora")
+    assert lora.lora_rank * sizes(config).adapter_sides * sizes(config).layers == 319_815_680
+
+
+@pytest.mark.parametrize(("name", "room"), PRESETS.items(), ids=PRESETS)
+def test_a_preset_fits_into_the_memory_of_its_name(name: str, room: float) -> None:
+    recipe = load_recipe(name)
+    row = row_of(sizes(base_config("7b")), recipe, USUAL["instruct"])
+    assert plan_memory(base_config("7b"), recipe, row, context=0.6e9).peak < 0.9 * room
+
+
+def test_there_is_a_preset_for_each_of_the_usual_sizes() -> None:
+    assert sorted(PRESETS.values()) == [8e9, 12e9, 16e9, 24e9, 48e9]
+
+
+def test_what_saves_memory_saves_memory() -> None:
+    config, recipe = base_config("7b"), load_recipe("llava15_7b_instruct", ["gradient_checkpointing=false"])
+    row = row_of(sizes(config), recipe, 200)
+    plain = plan_memory(config, recipe, row).peak
+    for change in ({"gradient_checkpointing": True}, {"optimizer": "adamw8bit"}, {"lora_rank": 16}):
+        assert plan_memory(config, replace(recipe, **change), row).peak < plain
+
+
+def test_mfu_is_the_share_of_the_peak() -> None:
+    assert mfu(100e12, 2.0, GPUS["a100-80gb"], devices=1) == pytest.approx(50 / 312)
+
+
+def test_an_unknown_device_names_those_that_are_known() -> None:
+    with pytest.raises(RecipeError, match=r"'rtx9000' is not known.*h200.*cpu"):
+        find_device("rtx9000")
+
+
+def test_a_plan_is_printed_and_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llava15_7b_instruct", "--device", "rtx4090", "--examples", "665298"]) == 0
+    told = capsys.readouterr().out
+    assert "does not fit into the 24 GB of NVIDIA RTX 4090" in told
+    assert "665,298 examples, 1 epochs" in told
+    assert main(["plan", "llava15_7b_qlora_8gb", "micro_batch=2", "--device", "rtx4090"]) == 0
+    assert "memory for 2 examples at a time" in capsys.readouterr().out
