@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class Examples(Dataset[Encoded]):
         pictures = [open_image(path) for path in example.images]
         encoded = encode(from_record(example.record, pictures), self.processor, open_answer=False)
         ids, supervised = encoded.input_ids[: self.max_length], encoded.supervised[: self.max_length]
-        return Encoded(ids, supervised, encoded.pixel_values)
+        return replace(encoded, input_ids=ids, supervised=supervised)
 
 
 def check(

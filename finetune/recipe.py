@@ -14,7 +14,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 CHOICES = {
     "stage": ("align", "instruct"),
-    "image_mode": ("pad", "crop"),
+    "image_mode": ("pad", "crop", "anyres"),
     "precision": ("bfloat16", "float32"),
 }
 LIMITS = {  # field: (least, most), both allowed

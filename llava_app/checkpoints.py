@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 CARD_NAME = "card.json"
 FORMAT = 1
 STAGES = ("base", "align", "instruct")
-IMAGE_MODES = ("pad", "crop")
+IMAGE_MODES = ("pad", "crop", "anyres")
 DEMO = Path(__file__).parent / "demo"
 RUNS = Path("runs")
 
@@ -29,7 +29,7 @@ class Card:
     kind: str  # "built-in" | "run" | "hub"
     stage: str  # what was trained last: "base" (nothing yet) | "align" | "instruct"
     template: str  # name of the chat template it was trained with
-    image_mode: str  # "pad" | "crop"
+    image_mode: str  # "pad" | "crop" | "anyres" (tiles)
     trained: tuple[str, ...] = ()  # parts that the last stage trained
     base: str | None = None
     base_revision: str | None = None

@@ -9,10 +9,12 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from llava_app.errors import ModelError
+from llava_app.tiles import tiling_of
 
+CLASSES = ("llava", "llava_next", "llava_onevision")  # of transformers, that this app knows
 MOST_ROWS = 16  # conversations at once; beyond it, people wait
 LEAST_ROOM = 512  # tokens of a conversation beside one picture, below which a model is of no use
 SHARE = 0.9  # of the free memory that is planned with; the rest is for what no plan knows
@@ -37,8 +39,8 @@ class Need:
     weights: float
     token: int  # keys and values of one token
     step: float  # activations of the largest step: a picture in the tower, or a part of a prompt
-    picture: int  # projected features of one picture
-    picture_tokens: int
+    picture: int  # projected features of the largest picture
+    picture_tokens: int  # of the largest
     positions: int  # tokens of a conversation that the model was made for
 
 
@@ -58,7 +60,7 @@ class Plan:
         return self.need.weights + self.need.step + self.feature_bytes + self.rows * self.length * self.token_bytes
 
 
-def need(config: LlavaConfig, precision: str) -> Need:
+def need(config: PretrainedConfig, precision: str) -> Need:
     """What the model of `config` takes in `precision`, a key of BYTES.
 
     Exact for the weights; for the activations of a step, the largest tensors that live at the same time.
@@ -67,16 +69,16 @@ def need(config: LlavaConfig, precision: str) -> Need:
     number = BYTES[precision]
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     heads *= getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    patches = (vision.image_size // vision.patch_size) ** 2
-    seen = (patches + 1) * ((vision.num_hidden_layers + 1) * vision.hidden_size + 2 * vision.intermediate_size)
+    tiling = tiling_of(config)
+    seen = tiling.most_tiles * (tiling.patches**2 + 1) * (4 * vision.hidden_size + 2 * vision.intermediate_size)
     read = STEP * (4 * text.hidden_size + 3 * text.intermediate_size)
     dequantised = text.hidden_size * text.intermediate_size if precision == "4bit" else 0
     return Need(
         weights=_weights(config, precision),
         token=int(2 * text.num_hidden_layers * heads * number),
         step=number * (max(seen, read + dequantised) + MOST_ROWS * text.vocab_size * 2),
-        picture=int(patches * text.hidden_size * number),
-        picture_tokens=patches,
+        picture=int(tiling.most_tokens * text.hidden_size * number),
+        picture_tokens=tiling.most_tokens,
         positions=text.max_position_embeddings,
     )
 
@@ -124,11 +126,11 @@ def _free_in_container() -> float:
         return float("inf")
 
 
-def _weights(config: LlavaConfig, precision: str) -> float:
+def _weights(config: PretrainedConfig, precision: str) -> float:
     """Bytes of all weights, counted on a model without any. A head that is tied to the embeddings counts as well: the
     engine keeps it in an order of its own."""
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(deepcopy(config))
+        model = AutoModelForImageTextToText.from_config(deepcopy(config))
     layers = {
         id(module.weight)
         for name, module in model.named_modules()

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 
-from llava_app import checkpoints, loading
+from llava_app import checkpoints, loading, processors
 from llava_app.checkpoints import HUB_PRESETS, Card, built_in, read_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
@@ -195,7 +195,7 @@ def test_image_tokens_that_do_not_match_the_image_features_are_refused(
 ) -> None:
     # A tower without a class token: the processor then counts one token less than the model makes features.
     monkeypatch.setitem(
-        loading._TOWERS, "clip_vision_model", replace(loading._TOWERS["clip_vision_model"], class_tokens=0)
+        processors._TOWERS, "clip_vision_model", replace(processors._TOWERS["clip_vision_model"], class_tokens=0)
     )
     with pytest.raises(ModelError, match="reserves 15 tokens for an image and its vision tower makes 16"):
         load(tiny_card, "float32")
