@@ -1,7 +1,7 @@
 """From a card to a model that can answer: the only `from_pretrained` and the only quantisation settings."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,9 +18,10 @@ from transformers import (
     ProcessorMixin,
 )
 
-from llava_app.checkpoints import HUB_PRESETS, Card, built_in
+from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, built_in, read_card
 from llava_app.errors import ModelError
-from llava_app.memory import CLASSES, UNQUANTISED, Plan, free_bytes, make_plan, need
+from llava_app.memory import CLASSES, UNQUANTISED, Plan, comfortable, free_bytes, make_plan, need, published_config
+from llava_app.presets import PRESETS, Preset
 from llava_app.processors import load_processor, make_processor, template_note
 from llava_app.prompts import prepare
 
@@ -30,14 +31,12 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
 
-# LLaVA-1.5-7B on a GPU: 6.48e9 quantised weights at 4.13 bits (NF4 and its scales, themselves quantised) = 3.3 GB,
-# 0.59e9 weights of tower, projector, embeddings and head at 16 bits = 1.2 GB, keys and values of 4,096 tokens
-# (2 x 32 layers x 4,096 numbers x 2 bytes per token) = 2.1 GB, CUDA context and activations 0.9 GB.
-BYTES_FOR_7B = 7.5e9
+BIG, LIGHT = "LLaVA-1.5-7B", "LLaVA-OneVision-0.5B"  # for a GPU, and for a computer without one
 
 # Weights on disk below which a model counts as small: fewer bits on a GPU only cost conversions, a second CPU thread
 # only costs handing over.
 SMALL_BYTES = 200e6
+LIGHT_SPEED = 20  # tokens per second: the model of 551 million, above
 
 HUB_TIMEOUT = 5.0  # seconds after which the Hub counts as unreachable
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
@@ -64,12 +63,18 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     the precision.
     """
     folder = _folder(card)
+    if card.template == OWN and (folder / CARD_NAME).is_file():
+        card = replace(read_card(folder), name=card.name, source=card.source, kind="hub")
     device = _device()
     precision, why = _choose_precision(precision, folder, device=device)
     try:
         wanted = need(_config(folder), precision)
         plan = make_plan(wanted, free_bytes(device), name=card.name, precision=precision)
         model = _load_model(folder, device, precision=precision)
+        if card in HUB_PRESETS and model.config.model_type != "llava":
+            # Transformers reads the original's (width, height) as (height, width): of two grids that fit a picture
+            # equally well it takes the other one.
+            model.config.image_grid_pinpoints = [[high, wide] for wide, high in model.config.image_grid_pinpoints]
         processor = load_processor(folder, card, config=model.config)
         note = template_note(folder, card)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -85,16 +90,30 @@ def load(card: Card, precision: str = "auto") -> Loaded:
 
 def default_card() -> tuple[Card, str]:
     """The model to start with on this machine, and the reason as one sentence for the page."""
-    big = HUB_PRESETS[0]
     if not torch.cuda.is_available():
-        return built_in(), "No NVIDIA GPU here, so this is the small built-in model."
+        return built_in(), f"No NVIDIA GPU here, so this is the small built-in model. {_offer()}"
+    big = next(card for card in HUB_PRESETS if card.name == BIG)
     free, _ = torch.cuda.mem_get_info()
-    room = f"The GPU has {free / 1e9:.1f} GB free and {big.name} needs {BYTES_FOR_7B / 1e9:.1f} GB"
-    if free < BYTES_FOR_7B:
+    needed = comfortable(need(published_config(_preset(big)), "4bit"))
+    room = f"The GPU has {free / 1e9:.1f} GB free and {big.name} needs {needed / 1e9:.1f} GB"
+    if free < needed:
         return built_in(), f"{room}, so this is the small built-in model."
     if not _cached(big) and not _hub_answers(big):
         return built_in(), f"{big.name} is not on this machine and the Hub is out of reach: the small built-in model."
     return big, f"{room}."
+
+
+def _offer() -> str:
+    """For a computer without a GPU: what else there is."""
+    light = next(preset for preset in PRESETS if preset.name == LIGHT)
+    return (
+        f"For photographs, {light.name} runs on a CPU too ({light.parameters * 2 / 1e9:.1f} GB from the Hub, "
+        f"about {LIGHT_SPEED} tokens a second on two cores)."
+    )
+
+
+def _preset(card: Card) -> Preset:
+    return next(preset for preset in PRESETS if preset.source == card.source)
 
 
 def _folder(card: Card) -> Path:

@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, PretrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 
 from llava_app.errors import ModelError
+from llava_app.presets import Preset
 from llava_app.tiles import tiling_of
 
 CLASSES = ("llava", "llava_next", "llava_onevision")  # of transformers, that this app knows
@@ -81,6 +82,17 @@ def need(config: PretrainedConfig, precision: str) -> Need:
         picture_tokens=tiling.most_tokens,
         positions=text.max_position_embeddings,
     )
+
+
+def published_config(preset: Preset) -> PretrainedConfig:
+    """The config of a published model as far as its shapes go."""
+    settings = dict(preset.config)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def comfortable(wanted: Need) -> float:
+    """Free bytes with which one conversation may become as long as the model was made for."""
+    return (wanted.weights + wanted.step + wanted.positions * wanted.token) / SHARE
 
 
 def make_plan(wanted: Need, free: float, *, name: str, precision: str) -> Plan:

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from llava_app.checkpoints import Card
+from llava_app.checkpoints import OWN, Card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
 from llava_app.images import Picture
@@ -92,19 +92,21 @@ def make_processor(
 def load_processor(folder: Path, card: Card, *, config: PretrainedConfig) -> ProcessorMixin:
     """The processor of a checkpoint folder."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if card.kind == "hub":
+    if card.kind == "hub" and card.template != OWN:
         # Neither the published chat template nor its cropping is what LLaVA was trained with: ours replace them.
         return make_processor(config, tokenizer, image_mode=card.image_mode, template_name=card.template)
-    mode = {"do_pad": card.image_mode == "pad"} if card.image_mode != "anyres" else {}
+    mode = {"do_pad": card.image_mode == "pad"} if card.image_mode in ("pad", "crop") else {}
     image_processor = _kind(config).image_processor.from_pretrained(folder, **mode)
-    chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    chat_template = _own_template(folder)
+    if chat_template is None:
+        raise FileNotFoundError("it has no chat_template.jinja")
     return _join(config, tokenizer, image_processor=image_processor, chat_template=chat_template)
 
 
 def template_note(folder: Path, card: Card) -> str:
     """What to tell a person when the checkpoint's own chat template writes another prompt than its card's, or ""."""
     own = _own_template(folder)
-    if own is None or _prompt(own) == _prompt(template_text(card.template)):
+    if own is None or card.template == OWN or _prompt(own) == _prompt(template_text(card.template)):
         return ""
     used = f"the prompt of {card.template} is used" if card.kind == "hub" else "its own prompt is used"
     return f"Its own chat template differs from {card.template}, which its card says it was trained with: {used}."

@@ -71,7 +71,7 @@ def template_text(name: str) -> str:
 def end_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
     """The tokens that end an answer in the template `name`: the end token, and those that spell one of its endings."""
     ends = [tokenizer.eos_token_id]
-    for text in TEMPLATES[name]:
+    for text in TEMPLATES.get(name, ()):  # a model's own template says no more than its end token
         spelled = tokenizer.encode(text, add_special_tokens=False)
         if tokenizer.decode(spelled[-1:]) == text:  # behind a token for no space at all, which Llama's tokenizer puts
             ends.append(spelled[-1])

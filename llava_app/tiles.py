@@ -71,7 +71,7 @@ def tiling_of(config: PretrainedConfig) -> Tiling:
     """How the LLaVA of this config cuts pictures."""
     vision = config.vision_config
     with_class = config.vision_feature_select_strategy == "full" and vision.model_type == "clip_vision_model"
-    limit = getattr(config, "vision_aspect_ratio", "")
+    limit = getattr(config, "vision_aspect_ratio", "")  # OneVision's: "anyres_max_9"
     return Tiling(
         side=vision.image_size,
         patches=vision.image_size // vision.patch_size,

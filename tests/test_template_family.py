@@ -39,9 +39,7 @@ def header(role: str) -> str:
 GOLDEN = {
     "vicuna_v1": f"{USER} USER: <image>\nWhat is funny? ASSISTANT: A joke.</s>USER: Why? ASSISTANT:",
     "llava_v1": f"{HUMAN} USER: <image>\nWhat is funny? ASSISTANT: A joke.</s>USER: Why? ASSISTANT:",
-    "llava_v0": (
-        f"{HUMAN}###Human: <image>\nWhat is funny?###Assistant: A joke.###Human: Why?###Assistant:"
-    ),
+    "llava_v0": (f"{HUMAN}###Human: <image>\nWhat is funny?###Assistant: A joke.###Human: Why?###Assistant:"),
     "mistral_instruct": "[INST] <image>\nWhat is funny? [/INST] A joke. </s>[INST] Why? [/INST]",
     "llava_llama_2": (
         f"[INST] <<SYS>>\n{VISION}\n<</SYS>>\n\n<image>\nWhat is funny? [/INST] A joke. </s><s>[INST] Why? [/INST]"

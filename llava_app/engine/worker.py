@@ -67,10 +67,9 @@ class Worker:
         self._embeddings = self._model.get_input_embeddings()
         self._image_token: int = self._model.config.image_token_id
         end = loaded.model.generation_config.eos_token_id
-        template = loaded.card.template
-        ends = end_tokens(loaded.processor.tokenizer, template)
+        ends = end_tokens(loaded.processor.tokenizer, loaded.card.template)
         self._end_tokens = frozenset([*([end] if isinstance(end, int) else end), *ends])
-        self._end_texts = TEMPLATES[template]
+        self._end_texts = TEMPLATES.get(loaded.card.template, ())
         self.inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self.closed = False
         self.features = FeatureCache(plan.feature_bytes)
