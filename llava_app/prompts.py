@@ -14,6 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
+from llava_app.images import as_seen
 
 TEMPLATES: dict[str, tuple[str, ...]] = {  # name → what ends an answer beside the tokenizer's end token
     "plain": ("\n",),
@@ -123,6 +124,12 @@ def prepare(image: Image.Image, processor: ProcessorMixin, *, together: bool = F
     pixels = seen.pop("pixel_values")
     shapes = {name: torch.as_tensor(value)[:1] for name, value in seen.items()}
     return Prepared(pixels[0] if pixels.ndim == 5 else pixels[:1], tokens, shapes)
+
+
+def look(image: Image.Image, processor: ProcessorMixin) -> list[Image.Image]:
+    """What the model sees of a picture: one square, or an overview of the whole and then its tiles, row by row."""
+    settings = processor.image_processor
+    return as_seen(prepare(image, processor).pixel_values.numpy(), settings.image_mean, settings.image_std)
 
 
 def tokenise(

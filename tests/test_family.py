@@ -18,7 +18,8 @@ from llava_app.errors import ModelError
 from llava_app.images import Picture
 from llava_app.loading import Loaded, load
 from llava_app.processors import load_processor, make_processor
-from llava_app.prompts import encode, prepare, template_text
+from llava_app.prompts import encode, look, prepare, template_text
+from llava_app.tiles import tiling_of
 from tests.family_models import CONFIGS, write_family_model
 from tests.fixtures_model import byte_tokenizer
 
@@ -114,6 +115,18 @@ def test_extreme_shapes_give_as_many_features_as_tokens(loaded: Loaded, size: tu
     with torch.inference_mode():
         features_SD = loaded.model.get_image_features(seen.pixel_values, **seen.shapes).pooler_output[0]
     assert len(features_SD) == seen.tokens
+
+
+def test_a_person_can_look_at_the_tiles(loaded: Loaded) -> None:
+    halves = Image.new("RGB", (56, 28), "red")
+    halves.paste("blue", (28, 0, 56, 28))
+    tiles = look(halves, loaded.processor)
+    assert {tile.size for tile in tiles} == {(28, 28)}
+    assert len(tiles) == tiling_of(loaded.model.config).tiles(56, 28)
+    if len(tiles) > 1:
+        overview, left, right = tiles
+        assert [tile.getpixel((14, 14)) for tile in (left, right)] == [(255, 0, 0), (0, 0, 255)]
+        assert (overview.getpixel((3, 14)), overview.getpixel((24, 14))) == ((255, 0, 0), (0, 0, 255))
 
 
 def test_a_saved_processor_is_loaded_as_it_was(loaded: Loaded) -> None:
