@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from finetune import checkpoint
 from finetune.checkpoint import Run
@@ -29,7 +29,6 @@ from finetune.stages import STAGES, apply_stage, describe, trainable
 from llava_app.checkpoints import Card, find, write_card
 from llava_app.errors import TrainingError
 from llava_app.loading import load, make_processor
-from llava_app.prompts import end_tokens
 
 MIXED_PRECISION = {"bfloat16": "bf16", "float32": "no"}
 ABOUT = {
@@ -122,6 +121,12 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     accelerator.wait_for_everyone()
     accelerator.print(f"{folder} is finished and in the page's model list.")
     return card
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """The tokens that end an answer in a template: the end token and, where captions are lines, the newline."""
+    ends = ["\n"] if template == "plain" else []
+    return [tokenizer.eos_token_id, *(tokenizer.encode(end, add_special_tokens=False)[-1] for end in ends)]
 
 
 def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
