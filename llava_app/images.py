@@ -42,10 +42,14 @@ def open_image(source: bytes | str | Path, name: str | None = None) -> Picture:
     name = _shown_name(name or ("picture" if isinstance(source, bytes) else str(source)))
     with _open_stream(source, name) as stream:
         colours = _decode(_identify(stream, name), name)
-    upright = _on_white(_turn_upright(colours))
-    data = upright.tobytes()
-    digest = hashlib.sha256(f"{upright.width}x{upright.height} ".encode() + data).hexdigest()
-    return Picture(Image.frombytes("RGB", upright.size, data), digest, name)  # a new image: no metadata comes along
+    return picture_of(_on_white(_turn_upright(colours)), name)
+
+
+def picture_of(image: Image.Image, name: str) -> Picture:
+    """A picture of upright RGB pixels."""
+    data = image.tobytes()
+    digest = hashlib.sha256(f"{image.width}x{image.height} ".encode() + data).hexdigest()
+    return Picture(Image.frombytes("RGB", image.size, data), digest, name)  # a new image: no metadata comes along
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = (122, 116, 104)) -> Image.Image:

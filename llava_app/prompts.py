@@ -1,8 +1,10 @@
 """The one renderer: a conversation → the text, the token ids, and the mask of the answers."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,7 +16,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
-from llava_app.images import as_seen
+from llava_app.images import Picture, as_seen
+from llava_app.video import Clip
 
 TEMPLATES: dict[str, tuple[str, ...]] = {  # name → what ends an answer beside the tokenizer's end token
     "plain": ("\n",),
@@ -52,6 +55,7 @@ class Prepared:
     # What `get_image_features` of a model with tiles takes beside the pixels: image_sizes (1, 2) int64, height before
     # width; OneVision also batch_num_images (1,), which is 1 for a picture in tiles.
     shapes: dict[str, torch.Tensor]
+    is_clip: bool = False  # the tiles are frames, for `get_video_features`
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def encode(conversation: Conversation, processor: ProcessorMixin, *, open_answer
 
     `open_answer` and ValueError as in `render`.
     """
+    conversation = spread(conversation)
     together = seen_together(conversation, processor)
     prepared = [prepare(picture.image, processor, together=together) for picture in conversation.pictures]
     lengths = [picture.tokens for picture in prepared]
@@ -124,6 +129,43 @@ def prepare(image: Image.Image, processor: ProcessorMixin, *, together: bool = F
     pixels = seen.pop("pixel_values")
     shapes = {name: torch.as_tensor(value)[:1] for name, value in seen.items()}
     return Prepared(pixels[0] if pixels.ndim == 5 else pixels[:1], tokens, shapes)
+
+
+def prepare_clip(clip: Clip, processor: LlavaOnevisionProcessor) -> Prepared:
+    """The frames of a clip as OneVision takes them: each squeezed into one tile, a quarter of its features kept.
+
+    Their features stand where a prompt has image tokens; the model sees no token there, so none of its own is needed.
+    """
+    size = processor.image_processor.size
+    square = (size["width"], size["height"])
+    seen = [prepare(frame.image.resize(square, Image.Resampling.BICUBIC), processor) for frame in clip.frames]
+    pooled = math.ceil(math.isqrt(processor.num_image_tokens) / 2) ** 2
+    frames = torch.stack([frame.pixel_values[0] for frame in seen])
+    return Prepared(frames, len(clip.frames) * pooled + 1, {}, is_clip=True)  # and one feature that ends it
+
+
+def prepare_shown(picture: Picture, processor: ProcessorMixin, *, together: bool) -> Prepared:
+    """A picture of a conversation, or a clip for a model that knows clips."""
+    if isinstance(picture, Clip):
+        return prepare_clip(picture, processor)
+    return prepare(picture.image, processor, together=together)
+
+
+def knows_clips(processor: ProcessorMixin) -> bool:
+    """Whether the model was trained on clips; any other is shown their frames as pictures."""
+    return isinstance(processor, LlavaOnevisionProcessor)
+
+
+def spread(conversation: Conversation) -> Conversation:
+    """The conversation with the frames of each clip as pictures in its place."""
+    turns = [
+        replace(turn, images=tuple(chain.from_iterable(map(_pictures, turn.images)))) for turn in conversation.turns
+    ]
+    return replace(conversation, turns=tuple(turns))
+
+
+def _pictures(shown: Picture) -> tuple[Picture, ...]:
+    return shown.frames if isinstance(shown, Clip) else (shown,)
 
 
 def look(image: Image.Image, processor: ProcessorMixin) -> list[Image.Image]:

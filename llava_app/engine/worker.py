@@ -21,7 +21,7 @@ from llava_app.engine.watch import Meter
 from llava_app.errors import BusyError, ModelError
 from llava_app.loading import SMALL_BYTES, Loaded
 from llava_app.memory import Plan, give_back
-from llava_app.prompts import TEMPLATES, Prepared, end_tokens, prepare
+from llava_app.prompts import TEMPLATES, Prepared, end_tokens, prepare_shown
 
 FRAME = 1 / 40  # s between two pieces of text, whoever they are for: every reader that wakes up holds up the model
 CHUNK = 512  # tokens of prompts in one step while others wait for their next token
@@ -182,10 +182,13 @@ class Worker:
         if features_SD is not None:
             self.meter.recalled += 1
             return features_SD
-        seen = prepared.get(shown.key) or prepare(shown.picture.image, self._processor, together=shown.together)
-        inputs = {"pixel_values": seen.pixel_values, **seen.shapes}
-        on_device = {name: value.to(self._device) for name, value in inputs.items()}
-        features_SD = self._model.get_image_features(**on_device).pooler_output[0]
+        seen = prepared.get(shown.key) or prepare_shown(shown.picture, self._processor, together=shown.together)
+        pixels_T3HW = seen.pixel_values.to(self._device)
+        if seen.is_clip:
+            features_SD = self._model.get_video_features(pixels_T3HW[None]).pooler_output[0]
+        else:
+            shapes = {name: value.to(self._device) for name, value in seen.shapes.items()}
+            features_SD = self._model.get_image_features(pixels_T3HW, **shapes).pooler_output[0]
         self.features.put(shown.key, features_SD)
         self.meter.seen += 1
         return features_SD
