@@ -1,7 +1,8 @@
-"""How much of a model's context one picture takes, and where a model's parameters are.
+"""How much of a model's context one picture takes, where a model's parameters are, and what the published ones need.
 
 python -m llava_app.lens --family llava-1.6 --size 1344x672
 python -m llava_app.lens --model memeworld
+python -m llava_app.lens --catalogue
 """
 
 import argparse
@@ -9,13 +10,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_app.errors import ModelError, UserError
-from llava_app.presets import PRESETS
+from llava_app.presets import PRESETS, Preset
 
 CONTEXTS = (2048, 4096, 32768, 131072)  # tokens
 SIZES = ("336x336", "640x480", "1344x672", "1920x1080")
@@ -48,6 +49,19 @@ class Economy:
     parameters: int
     of_all: float
     trained: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model and what it needs."""
+
+    name: str
+    source: str  # Hub id
+    parameters: int
+    context: int  # tokens
+    licence: str
+    template: str
+    memory: dict[str, float]  # bytes with one conversation of full length, by precision
 
 
 def shares(family: str, sizes: Sequence[tuple[int, int]]) -> list[Share]:
@@ -95,12 +109,19 @@ def economy(model: str) -> list[Economy]:
     return rows
 
 
-def memory(source: str) -> dict[str, float]:
-    """Bytes that a preset takes with one conversation of full length, by precision."""
-    from llava_app.memory import BYTES, comfortable, need, published_config
+def published() -> list[Published]:
+    """The published models, smallest first, and what they need."""
+    return [
+        Published(each.name, each.source, each.parameters, each.context, each.licence, each.template, memory(each))
+        for each in PRESETS
+    ]
 
-    config = published_config(next(preset for preset in PRESETS if preset.source == source))
-    return {precision: comfortable(need(config, precision)) for precision in BYTES}
+
+def memory(preset: Preset) -> dict[str, float]:
+    """Bytes that a model takes with one conversation of full length, by precision."""
+    from llava_app.memory import comfortable, needs, published_config
+
+    return {precision: comfortable(wanted) for precision, wanted in needs(published_config(preset)).items()}
 
 
 def lens_main(arguments: Sequence[str] | None = None) -> int:
@@ -108,15 +129,24 @@ def lens_main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     options = _parser().parse_args(arguments)
     try:
-        rows: list[Any] = list(economy(options.model)) if options.model else _all_shares(options)
+        rows, line = _rows(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     if options.json:
         print(*(json.dumps(vars(row)) for row in rows), sep="\n")
     else:
-        print(*map(_economy_line if options.model else _share_line, rows), sep="\n")
+        print(*map(line, rows), sep="\n")
     return 0
+
+
+def _rows(options: argparse.Namespace) -> tuple[Sequence[Any], Callable[[Any], str]]:
+    """The rows of the table asked for, and how one is written for people."""
+    if options.catalogue:
+        return published(), _published_line
+    if options.model:
+        return economy(options.model), _economy_line
+    return _all_shares(options), _share_line
 
 
 def _all_shares(options: argparse.Namespace) -> list[Share]:
@@ -147,11 +177,17 @@ def _economy_line(row: Economy) -> str:
     return f"{row.part:15} {row.parameters:14,}  {row.of_all:6.1%}  {stages}"
 
 
+def _published_line(row: Published) -> str:
+    needs = "  ".join(f"{precision} {size / 1e9:.1f} GB" for precision, size in row.memory.items())
+    return f"{row.name:21} {row.parameters / 1e9:5.1f} B  {row.context:6,} tokens  {needs}  {row.licence}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llava_app lens", description=__doc__.split("\n")[0])
     parser.add_argument("--family", action="append", choices=families(), help="several may be given (default: all)")
     parser.add_argument("--size", action="extend", nargs="+", metavar="WIDTHxHEIGHT", help="of the picture, in pixels")
     parser.add_argument("--model", help="instead: where the parameters of this model are, and which stage trains them")
+    parser.add_argument("--catalogue", action="store_true", help="instead: the published models and what they need")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser
 

@@ -36,7 +36,8 @@ BIG, LIGHT = "LLaVA-1.5-7B", "LLaVA-OneVision-0.5B"  # for a GPU, and for a comp
 # Weights on disk below which a model counts as small: fewer bits on a GPU only cost conversions, a second CPU thread
 # only costs handing over.
 SMALL_BYTES = 200e6
-LIGHT_SPEED = 20  # tokens per second: the model of 551 million, above
+# Tokens per second of a language model of 551 million parameters in bfloat16, measured on 2 CPU cores with AMX.
+LIGHT_SPEED = 20
 
 HUB_TIMEOUT = 5.0  # seconds after which the Hub counts as unreachable
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]

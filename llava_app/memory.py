@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from llava_app.errors import ModelError
 from llava_app.presets import Preset
@@ -66,6 +66,16 @@ def need(config: PretrainedConfig, precision: str) -> Need:
 
     Exact for the weights; for the activations of a step, the largest tensors that live at the same time.
     """
+    return _need(config, precision, _shell(config))
+
+
+def needs(config: PretrainedConfig) -> dict[str, Need]:
+    """`need` in every precision."""
+    shell = _shell(config)
+    return {precision: _need(config, precision, shell) for precision in BYTES}
+
+
+def _need(config: PretrainedConfig, precision: str, shell: PreTrainedModel) -> Need:
     text, vision = config.text_config, config.vision_config
     number = BYTES[precision]
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -75,7 +85,7 @@ def need(config: PretrainedConfig, precision: str) -> Need:
     read = STEP * (4 * text.hidden_size + 3 * text.intermediate_size)
     dequantised = text.hidden_size * text.intermediate_size if precision == "4bit" else 0
     return Need(
-        weights=_weights(config, precision),
+        weights=_weights(shell, precision),
         token=int(2 * text.num_hidden_layers * heads * number),
         step=number * (max(seen, read + dequantised) + MOST_ROWS * text.vocab_size * 2),
         picture=int(tiling.most_tokens * text.hidden_size * number),
@@ -138,17 +148,21 @@ def _free_in_container() -> float:
         return float("inf")
 
 
-def _weights(config: PretrainedConfig, precision: str) -> float:
-    """Bytes of all weights, counted on a model without any. A head that is tied to the embeddings counts as well: the
-    engine keeps it in an order of its own."""
+def _shell(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a config without any weights."""
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(deepcopy(config))
+        return AutoModelForImageTextToText.from_config(deepcopy(config))
+
+
+def _weights(model: PreTrainedModel, precision: str) -> float:
+    """Bytes of all weights. A head that is tied to the embeddings counts as well: the engine keeps it in an order of
+    its own."""
     layers = {
         id(module.weight)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith(UNQUANTISED.get(precision, ()))
     }
-    tied = (model.lm_head.weight,) if config.text_config.tie_word_embeddings else ()
+    tied = (model.lm_head.weight,) if model.config.text_config.tie_word_embeddings else ()
     return sum(
         parameter.numel() * (BYTES_IN_LAYERS if id(parameter) in layers else BYTES)[precision]
         for parameter in (*model.parameters(), *tied)

@@ -82,7 +82,7 @@ def _timeline(data: bytes, name: str) -> tuple[list[Fraction], Fraction]:
     """When each frame is shown, in order and in seconds, and how long the clip is; nothing is decoded for it."""
     times: list[Fraction] = []
     length = Fraction(0)  # of the last frame
-    with av.open(BytesIO(data)) as container:
+    with av.open(BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         if stream.width * stream.height > MAX_PIXELS:
             raise VideoError(f"{name} is {stream.width} × {stream.height} pixels, which is too large. Shrink it.")
@@ -107,12 +107,14 @@ def _at(times: list[Fraction], moment: Fraction) -> Fraction:
 def _decode(data: bytes, chosen: Sequence[Fraction]) -> list[tuple[Fraction, Image.Image]]:
     """The frames with these times, upright; fewer where the clip is damaged."""
     waiting = set(chosen)
-    images = []
-    with av.open(BytesIO(data)) as container:
+    images: list[tuple[Fraction, Image.Image]] = []
+    with av.open(BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
-            time = frame.pts * frame.time_base if frame.pts is not None else None
+            if frame.pts is None or frame.time_base is None:
+                continue
+            time = frame.pts * frame.time_base
             if time in waiting:
                 waiting.remove(time)
                 images.append((time, _upright(frame)))

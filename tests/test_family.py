@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llava_app.tiles import tiling_of
 from tests.family_models import CONFIGS, write_family_model
 from tests.fixtures_model import byte_tokenizer
 
-GREEDY = Sampling(temperature=0, max_new_tokens=24)
+GREEDY = Sampling(temperature=0, max_new_tokens=12)
 
 
 def noise(width: int, height: int, seed: int) -> Picture:
@@ -74,22 +75,28 @@ def generated(loaded: Loaded, conversation: Conversation) -> str:
     return text.removeprefix(" ")
 
 
+@pytest.fixture(scope="module")
+def expected(loaded: Loaded) -> dict[str, str]:
+    return {name: generated(loaded, conversation) for name, conversation in CONVERSATIONS.items()}
+
+
 def answer(engine: LocalEngine, conversation: Conversation) -> str:
     return "".join(piece.text for piece in engine.answer(conversation, GREEDY))
 
 
-def test_answers_are_those_of_generate_alone_and_from_the_cache(engine: LocalEngine, loaded: Loaded) -> None:
-    expected = {name: generated(loaded, conversation) for name, conversation in CONVERSATIONS.items()}
+def test_answers_are_those_of_generate_alone_and_from_the_cache(engine: LocalEngine, expected: dict[str, str]) -> None:
     assert len(set(expected.values())) == len(expected)
     for _ in range(2):  # the second time every prompt and every picture is in the cache
         assert {name: answer(engine, conversation) for name, conversation in CONVERSATIONS.items()} == expected
     assert engine.snapshot().tokens_reused > 0
 
 
-def test_answers_are_those_of_generate_for_several_people_at_once(engine: LocalEngine, loaded: Loaded) -> None:
-    expected = [generated(loaded, conversation) for conversation in CONVERSATIONS.values()]
+def test_answers_are_those_of_generate_for_several_people_at_once(
+    engine: LocalEngine, expected: dict[str, str]
+) -> None:
     with ThreadPoolExecutor(len(expected)) as people:
-        assert list(people.map(lambda talk: answer(engine, talk), CONVERSATIONS.values())) == expected
+        answers = people.map(lambda talk: answer(engine, talk), CONVERSATIONS.values())
+        assert list(answers) == list(expected.values())
 
 
 def test_a_further_turn_reads_only_what_is_new(engine: LocalEngine, loaded: Loaded) -> None:
@@ -101,6 +108,16 @@ def test_a_further_turn_reads_only_what_is_new(engine: LocalEngine, loaded: Load
     picture = prepare(WIDE.image, loaded.processor).tokens
     assert after.tokens_reused - before.tokens_reused > picture
     assert after.pictures_seen == before.pictures_seen
+
+
+def test_what_ends_an_answer_in_the_cards_template_ends_it(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = iter(loaded.processor.tokenizer(" A joke.###Human: more", add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr("llava_app.engine.worker.choose", lambda *_, **__: [next(script)])
+    engine = LocalEngine(replace(loaded, card=replace(loaded.card, template="llava_v0")))
+    pieces = list(engine.answer(ONE, GREEDY))
+    engine.close()
+    assert "".join(piece.text for piece in pieces) == "A joke."
+    assert pieces[-1].finish == "stop"
 
 
 def test_four_bits_answer_too(loaded: Loaded) -> None:

@@ -58,6 +58,13 @@ def test_a_model_that_is_not_here_is_said_to_be_so(capsys: pytest.CaptureFixture
 
 
 def test_memory_grows_with_precision() -> None:
-    taken = memory(PRESETS[2].source)
+    taken = memory(PRESETS[2])
     assert taken["4bit"] < taken["8bit"] < taken["float32"]
     assert taken["bfloat16"] < taken["float32"]
+
+
+def test_the_catalogue_says_what_each_model_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lens_main(["--catalogue"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in table] == [preset.name for preset in PRESETS]
+    assert "4bit 7.6 GB" in next(row for row in table if row.startswith("LLaVA-1.5-7B "))
