@@ -49,7 +49,10 @@ def _assemble(arguments: list[str]) -> int:
     parser.add_argument("language", type=Path, help="folder of a causal language model with its tokenizer")
     parser.add_argument("out", type=Path, help="new folder")
     parser.add_argument("--projector", choices=("mlp2x_gelu", "linear"), default="mlp2x_gelu")
-    parser.add_argument("--image-mode", choices=("pad", "crop"), default="pad")
+    parser.add_argument("--image-mode", choices=("pad", "crop", "anyres"), default="pad")
+    parser.add_argument("--template", help="of the chats to come (default: the language model's own, or vicuna_v1)")
+    parser.add_argument("--class-token", action="store_true", help="keep a CLIP tower's class token as a feature")
+    parser.add_argument("--feature-layer", type=int, default=-2, help="of the tower, from its end (-2)")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     options = parser.parse_args(arguments)
 
@@ -63,6 +66,9 @@ def _assemble(arguments: list[str]) -> int:
         options.out,
         projector=options.projector,
         image_mode=options.image_mode,
+        template=options.template,
+        class_token=options.class_token,
+        feature_layer=options.feature_layer,
         dtype=getattr(torch, options.dtype),
     )
     print(f"{options.out} is assembled. Next: python -m finetune align --base {options.out} --data FILE --name NAME")

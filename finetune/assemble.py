@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPVisionModel,
     GenerationConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
+    LlavaNextConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,7 +26,8 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from llava_app.checkpoints import Card, write_card
 from llava_app.errors import ModelError
-from llava_app.loading import make_processor
+from llava_app.processors import make_processor
+from llava_app.prompts import end_tokens
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 FEATURE_LAYER = -2  # of the vision tower, as in LLaVA-1.5
@@ -40,6 +43,7 @@ class Tower:
 
 
 CLIP, SIGLIP = Tower(CLIPVisionModel, "default"), Tower(SiglipVisionModel, "full")
+GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # rows and columns of tiles, as in LLaVA-1.6
 TOWERS = {"clip": CLIP, "clip_vision_model": CLIP, "siglip": SIGLIP, "siglip_vision_model": SIGLIP}
 
 
@@ -50,19 +54,26 @@ def assemble(
     *,
     projector: str = "mlp2x_gelu",
     image_mode: str = "pad",
-    template: str = "vicuna_v1",
+    template: str | None = None,
+    class_token: bool = False,
+    feature_layer: int = FEATURE_LAYER,
     dtype: torch.dtype = torch.float16,
     seed: int = 0,
 ) -> Card:
     """Write a LLaVA made of the two folders to `out`, stored in `dtype`; returns its card (stage "base").
 
-    The tokenizer gets <image> and <pad> where it lacks them. The projector is drawn from `seed`.
-    Raises ModelError when a folder holds no such model, or `out` is not empty.
+    The tokenizer gets <image> and <pad> where it lacks them. The projector is drawn from `seed`. `image_mode` "anyres"
+    makes a LLaVA-1.6, which sees tiles. `template` None: the one of the language model's own kind. `feature_layer`: of
+    the tower, counted from its end where negative; `class_token` keeps a CLIP tower's as one more feature.
+    Raises ModelError when a folder holds no such model, the parts do not fit, or `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty. Give a new folder.")
     tower, select = load_tower(vision)
     text, tokenizer = _load_language(language)
+    template = template or own_template(text.config.model_type, tokenizer)
+    if class_token:
+        select = _with_class_token(tower, image_mode)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return write_llava(
@@ -78,6 +89,7 @@ def assemble(
             base=f"{vision.name} + {language.name}",
             stage="base",
             about="A vision tower and a language model put together; its projector has learned nothing: it cannot see.",
+            feature_layer=feature_layer,
         )
 
 
@@ -100,18 +112,20 @@ def write_llava(
 ) -> Card:
     """Join two halves, with the given projector or a new random one, and write them to `out`; returns the card."""
     image_token_id = _add_tokens(text, tokenizer)
-    model = _join(
+    config = _llava_config(
         tower,
         text,
-        image_token_id=image_token_id,
-        activation=PROJECTORS[projector],
-        select=select,
-        feature_layer=feature_layer,
+        image_token_index=image_token_id,
+        projector_hidden_act=PROJECTORS[projector],
+        vision_feature_select_strategy=select,
+        vision_feature_layer=feature_layer,
+        anyres=image_mode == "anyres",
     )
+    model = _join(tower, text, config)
     if projector_weights:
         known = model.model.multi_modal_projector.state_dict()
         model.model.multi_modal_projector.load_state_dict(known | dict(projector_weights))
-    model.generation_config = _generation_config(model, text, tokenizer)
+    model.generation_config = _generation_config(model, text, tokenizer, template=template)
     processor = make_processor(model.config, tokenizer, image_mode=image_mode, template_name=template)
     model.to(dtype).save_pretrained(out)
     processor.save_pretrained(out)
@@ -169,36 +183,60 @@ def _add_tokens(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
     return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
 
-def _join(
-    tower: PreTrainedModel,
-    text: PreTrainedModel,
-    *,
-    image_token_id: int,
-    activation: str,
-    select: str,
-    feature_layer: int,
-) -> LlavaForConditionalGeneration:
+def own_template(model_type: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template that a language model speaks already, as its kind and its tokens say; else LLaVA's own."""
+    tokens = tokenizer.get_vocab()
+    spoken = {"qwen": "<|im_end|>", "llama_3": "<|eot_id|>"}
+    by_token = next((template for template, token in spoken.items() if token in tokens), None)
+    return by_token or ("mistral_instruct" if model_type == "mistral" else "vicuna_v1")
+
+
+def _with_class_token(tower: PreTrainedModel, image_mode: str) -> str:
+    if tower.config.model_type != "clip_vision_model" or image_mode == "anyres":
+        raise ModelError("Only a CLIP tower without tiles has a class token to keep. Leave class_token out.")
+    return "full"
+
+
+def _llava_config(
+    tower: PreTrainedModel, text: PreTrainedModel, *, anyres: bool, **settings: Any
+) -> LlavaConfig | LlavaNextConfig:
     for half in (tower, text):
         half.config._name_or_path = ""  # it would be stored, and says only where the half lay on this machine
-    config = LlavaConfig(
-        vision_config=tower.config,
-        text_config=text.config,
-        image_token_index=image_token_id,
-        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
-        projector_hidden_act=activation,
-        vision_feature_select_strategy=select,
-        vision_feature_layer=feature_layer,
-    )
+    side, patch = tower.config.image_size, tower.config.patch_size
+    shapes = {"vision_config": tower.config, "text_config": text.config, "image_seq_length": (side // patch) ** 2}
+    if anyres:
+        grids = [[rows * side, columns * side] for rows, columns in GRIDS]
+        tied = text.config.tie_word_embeddings  # LlavaConfig looks there by itself
+        return LlavaNextConfig(**shapes, **settings, image_grid_pinpoints=grids, tie_word_embeddings=tied)
+    return LlavaConfig(**shapes, **settings)
+
+
+def _join(tower: PreTrainedModel, text: PreTrainedModel, config: LlavaConfig | LlavaNextConfig) -> PreTrainedModel:
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     model.model.vision_tower = tower
     model.model.language_model = text.base_model
-    model.lm_head = text.get_output_embeddings()
+    model.lm_head = _head(text)
     model.model.multi_modal_projector = _new_projector(config)
+    if isinstance(config, LlavaNextConfig):
+        width = config.text_config.hidden_size
+        model.model.image_newline = nn.Parameter(torch.randn(width) / width**0.5)  # as transformers starts it
     return model
 
 
-def _new_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
+def _head(text: PreTrainedModel) -> nn.Linear:
+    """The language model's head, which in a LLaVA has no bias."""
+    head = text.get_output_embeddings()
+    if head.bias is not None and head.bias.any():
+        raise ModelError(
+            f"The head of a {text.config.model_type} model has a bias, which LLaVA's classes cannot hold. "
+            "Choose another language model, such as a Phi-3."
+        )
+    head.bias = None
+    return head
+
+
+def _new_projector(config: LlavaConfig | LlavaNextConfig) -> LlavaMultiModalProjector:
     """The projector as the original LLaVA starts it: torch's own start of linear layers.
 
     A linear projector is the two-layer class with nothing between the layers and the identity as the second one.
@@ -211,12 +249,14 @@ def _new_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
 
 
 def _generation_config(
-    model: PreTrainedModel, text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel, text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, template: str
 ) -> GenerationConfig:
-    """Greedy, with the language model's end tokens; the image token stands for a picture and is never to be written."""
+    """Greedy, with the end tokens of language model and template; the image token is never to be written."""
+    own = text.generation_config.eos_token_id or tokenizer.eos_token_id
+    ends = [*([own] if isinstance(own, int) else own), *end_tokens(tokenizer, template)]
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=text.generation_config.eos_token_id or tokenizer.eos_token_id,
+        eos_token_id=list(dict.fromkeys(ends)),
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[model.config.image_token_id],
     )

@@ -18,7 +18,7 @@ INHERITED = ("template", "image_mode")
 
 CHOICES = {
     "stage": ("align", "instruct"),
-    "image_mode": ("pad", "crop", INHERIT),
+    "image_mode": ("pad", "crop", "anyres", INHERIT),
     "precision": ("bfloat16", "float32"),
     "quantise": ("none", "4bit"),
     "optimizer": ("adamw", "adamw8bit"),

@@ -23,7 +23,7 @@ STAGES = {
 
 PARTS = {  # part: prefixes of its parameters in LlavaForConditionalGeneration
     "vision_tower": ("model.vision_tower.",),
-    "projector": ("model.multi_modal_projector.",),
+    "projector": ("model.multi_modal_projector.", "model.image_newline"),
     "language_model": ("model.language_model.", "lm_head."),
 }
 

@@ -4,18 +4,21 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llava_app.errors import ModelError
+from llava_app.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "card.json"
 FORMAT = 1
 STAGES = ("base", "align", "instruct")
-IMAGE_MODES = ("pad", "crop")
+IMAGE_MODES = ("pad", "crop", "anyres")
+OWN = "own"  # template and image mode of a model from the Hub that brings no card: what its own files say
 DEMO = Path(__file__).parent / "demo"
 RUNS = Path("runs")
 
@@ -29,7 +32,7 @@ class Card:
     kind: str  # "built-in" | "run" | "hub"
     stage: str  # what was trained last: "base" (nothing yet) | "align" | "instruct"
     template: str  # name of the chat template it was trained with
-    image_mode: str  # "pad" | "crop"
+    image_mode: str  # "pad" | "crop" | "anyres" (tiles)
     trained: tuple[str, ...] = ()  # parts that the last stage trained
     base: str | None = None
     base_revision: str | None = None
@@ -42,16 +45,15 @@ class Card:
 
 HUB_PRESETS = tuple(
     Card(
-        name=f"LLaVA-1.5-{size}",
-        source=f"llava-hf/llava-1.5-{size.lower()}-hf",
+        name=preset.name,
+        source=preset.source,
         kind="hub",
         stage="instruct",
-        template="vicuna_v1",
-        image_mode="pad",
-        about=f"LLaVA-1.5 by Liu et al., {billions} billion parameters: photographs, memes, charts, text in pictures. "
-        f"The first use downloads {gigabytes} GB from the Hub.",
+        template=preset.template,
+        image_mode=preset.image_mode,
+        about=preset.about,
     )
-    for size, billions, gigabytes in (("7B", 7, 14), ("13B", 13, 27))
+    for preset in PRESETS
 )
 
 # card.json: field → type; `source` and `kind` are not in it, they follow from where it was found.
@@ -119,15 +121,24 @@ def catalogue(runs: Path = RUNS) -> list[Card]:
 
 
 def find(name_or_path: str, runs: Path = RUNS) -> Card:
-    """The model with this name, Hub id or folder. Raises ModelError that lists what there is."""
+    """The model with this name, Hub id or folder. Raises ModelError that lists what there is.
+
+    A Hub id that is not in the list is taken as it is; what the model is shows when it is loaded.
+    """
     cards = catalogue(runs)
     for card in cards:
         if name_or_path in (card.source, card.name, Path(card.source).name):
             return card
     if Path(name_or_path).is_dir():
         return read_card(Path(name_or_path))
+    owner = re.fullmatch(r"([\w-][\w.-]*)/[\w.-]+", name_or_path)
+    if owner and not Path(owner[1]).exists():  # else it is a path with a mistake in it
+        about = "A model from the Hub that this app has no card for: it is used as its own files say."
+        return Card(name_or_path, name_or_path, "hub", stage="instruct", template=OWN, image_mode=OWN, about=about)
     known = ", ".join(card.name for card in cards)
-    raise ModelError(f"There is no model “{name_or_path}”. Choose one of {known}, or give the path of a model folder.")
+    raise ModelError(
+        f"There is no model “{name_or_path}”. Choose one of {known}, or give a model folder or a Hub id (OWNER/NAME)."
+    )
 
 
 def _check(stored: Any, folder: Path, *, shown: str) -> None:

@@ -9,6 +9,10 @@ class ImageError(UserError):
     """A picture that cannot be used."""
 
 
+class VideoError(UserError):
+    """A clip that cannot be used."""
+
+
 class ModelError(UserError):
     """A model, checkpoint or template that cannot be found, loaded or trusted."""
 

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
@@ -41,10 +42,14 @@ def open_image(source: bytes | str | Path, name: str | None = None) -> Picture:
     name = _shown_name(name or ("picture" if isinstance(source, bytes) else str(source)))
     with _open_stream(source, name) as stream:
         colours = _decode(_identify(stream, name), name)
-    upright = _on_white(_turn_upright(colours))
-    data = upright.tobytes()
-    digest = hashlib.sha256(f"{upright.width}x{upright.height} ".encode() + data).hexdigest()
-    return Picture(Image.frombytes("RGB", upright.size, data), digest, name)  # a new image: no metadata comes along
+    return picture_of(_on_white(_turn_upright(colours)), name)
+
+
+def picture_of(image: Image.Image, name: str) -> Picture:
+    """A picture of upright RGB pixels."""
+    data = image.tobytes()
+    digest = hashlib.sha256(f"{image.width}x{image.height} ".encode() + data).hexdigest()
+    return Picture(Image.frombytes("RGB", image.size, data), digest, name)  # a new image: no metadata comes along
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = (122, 116, 104)) -> Image.Image:
@@ -53,6 +58,15 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = (122, 116, 
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def as_seen(pixels_T3HW: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
+    """The tiles of a prepared picture as pictures again, to show a person what the model sees.
+
+    `mean` and `std` are those that the pixels (float, red green blue from 0 to 1) were normalised with.
+    """
+    colours_THW3 = pixels_T3HW.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
+    return [Image.fromarray(tile) for tile in (colours_THW3 * 255).round().clip(0, 255).astype(np.uint8)]
 
 
 @cache

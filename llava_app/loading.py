@@ -1,6 +1,7 @@
 """From a card to a model that can answer: the only `from_pretrained` and the only quantisation settings."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,37 +10,38 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
-    AutoTokenizer,
+    AutoConfig,
+    AutoModelForImageTextToText,
     BitsAndBytesConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaImageProcessorPil,
-    LlavaProcessor,
+    PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_app.adapters import attach, base_of, check_base
-from llava_app.checkpoints import HUB_PRESETS, Card, built_in
+from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, built_in, read_card
 from llava_app.errors import ModelError
-from llava_app.memory import UNQUANTISED, Plan, free_bytes, make_plan, need
-from llava_app.prompts import template_text
+from llava_app.memory import CLASSES, UNQUANTISED, Plan, comfortable, free_bytes, make_plan, need, published_config
+from llava_app.presets import PRESETS, Preset
+from llava_app.processors import load_processor, make_processor, template_note
+from llava_app.prompts import prepare
+
+__all__ = ["Loaded", "default_card", "load", "make_processor"]
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
 
-# LLaVA-1.5-7B on a GPU: 6.48e9 quantised weights at 4.13 bits (NF4 and its scales, themselves quantised) = 3.3 GB,
-# 0.59e9 weights of tower, projector, embeddings and head at 16 bits = 1.2 GB, keys and values of 4,096 tokens
-# (2 x 32 layers x 4,096 numbers x 2 bytes per token) = 2.1 GB, CUDA context and activations 0.9 GB.
-BYTES_FOR_7B = 7.5e9
+BIG, LIGHT = "LLaVA-1.5-7B", "LLaVA-OneVision-0.5B"  # for a GPU, and for a computer without one
 
 # Weights on disk below which a model counts as small: fewer bits on a GPU only cost conversions, a second CPU thread
 # only costs handing over.
 SMALL_BYTES = 200e6
+# Tokens per second of a language model of 551 million parameters in bfloat16, measured on 2 CPU cores with AMX.
+LIGHT_SPEED = 20
 
 HUB_TIMEOUT = 5.0  # seconds after which the Hub counts as unreachable
-HUB_FILES = ["*.json", "*.safetensors", "*.model"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,6 @@ class Loaded:
     plan: Plan  # what the engine may keep in memory
 
 
-@dataclass(frozen=True)
-class _Tower:
-    """What a kind of vision tower makes of a picture."""
-
-    class_tokens: int  # features that are no patch
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-_TOWERS = {
-    "clip_vision_model": _Tower(1, tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)),
-    "siglip_vision_model": _Tower(0, tuple(IMAGENET_STANDARD_MEAN), tuple(IMAGENET_STANDARD_STD)),
-}
-
-
 def load(card: Card, precision: str = "auto") -> Loaded:
     """Load the model of `card` onto the best device of this machine.
 
@@ -78,6 +65,8 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     the precision.
     """
     folder = _folder(card)
+    if card.template == OWN and (folder / CARD_NAME).is_file():
+        card = replace(read_card(folder), name=card.name, source=card.source, kind="hub")
     base = base_of(card, folder)
     weights = _folder(base) if base else folder
     device = _device()
@@ -89,17 +78,24 @@ def load(card: Card, precision: str = "auto") -> Loaded:
         if base:
             check_base(card, weights)
             attach(model, folder)
-        processor = _load_processor(folder, card, config=model.config)
+        if card in HUB_PRESETS and model.config.model_type != "llava":
+            # Transformers reads the original's (width, height) as (height, width): of two grids that fit a picture
+            # equally well it takes the other one.
+            model.config.image_grid_pinpoints = [[high, wide] for wide, high in model.config.image_grid_pinpoints]
+        processor = load_processor(folder, card, config=model.config)
+        note = template_note(folder, card)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].replace(str(folder), folder.name)  # the page shows no paths
         raise ModelError(f"{card.name} cannot be loaded: {reason}. Restore its files or choose another.") from error
     _check_image_tokens(model, processor, name=card.name)
     if model.generation_config.eos_token_id is None:
         raise ModelError(f"{card.name} has no eos_token_id in generation_config.json, so no answer would end. Add it.")
-    return Loaded(card, model, processor, device, precision, why, plan)
+    if note:
+        logger.warning("%s: %s", card.name, note)
+    return Loaded(card, model, processor, device, precision, f"{why} {note}".strip(), plan)
 
 
-def config_of(card: Card) -> LlavaConfig:
+def config_of(card: Card) -> PretrainedConfig:
     """The model's config, without its weights. Raises ModelError as `load`."""
     try:
         return _config(_folder(card))
@@ -107,70 +103,41 @@ def config_of(card: Card) -> LlavaConfig:
         raise ModelError(f"{card.name} has no config that can be read: {error}. Restore its files.") from error
 
 
-def processor_of(card: Card) -> LlavaProcessor:
+def processor_of(card: Card) -> ProcessorMixin:
     """The model's processor, without its weights. Raises ModelError as `load`."""
     config = config_of(card)
     try:
-        return _load_processor(_folder(card), card, config=config)
+        return load_processor(_folder(card), card, config=config)
     except (OSError, ValueError) as error:
         raise ModelError(f"{card.name} has no tokenizer that can be read: {error}. Restore its files.") from error
 
 
 def default_card() -> tuple[Card, str]:
     """The model to start with on this machine, and the reason as one sentence for the page."""
-    big = HUB_PRESETS[0]
     if not torch.cuda.is_available():
-        return built_in(), "No NVIDIA GPU here, so this is the small built-in model."
+        return built_in(), f"No NVIDIA GPU here, so this is the small built-in model. {_offer()}"
+    big = next(card for card in HUB_PRESETS if card.name == BIG)
     free, _ = torch.cuda.mem_get_info()
-    room = f"The GPU has {free / 1e9:.1f} GB free and {big.name} needs {BYTES_FOR_7B / 1e9:.1f} GB"
-    if free < BYTES_FOR_7B:
+    needed = comfortable(need(published_config(_preset(big)), "4bit"))
+    room = f"The GPU has {free / 1e9:.1f} GB free and {big.name} needs {needed / 1e9:.1f} GB"
+    if free < needed:
         return built_in(), f"{room}, so this is the small built-in model."
     if not _cached(big) and not _hub_answers(big):
         return built_in(), f"{big.name} is not on this machine and the Hub is out of reach: the small built-in model."
     return big, f"{room}."
 
 
-def make_processor(
-    config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, *, image_mode: str, template_name: str
-) -> LlavaProcessor:
-    """A processor whose image size, patch size and token counts come from the model's own config.
-
-    `image_mode`: "pad" fills up to a square with the mean colour, "crop" cuts the centre out.
-    Raises ModelError for an unknown vision tower or template.
-    """
-    tower, side = _tower(config), config.vision_config.image_size
-    image_processor = LlavaImageProcessorPil(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=tower.mean,
-        image_std=tower.std,
-        do_pad=image_mode == "pad",
-    )
-    return _processor(config, tokenizer, image_processor=image_processor, chat_template=template_text(template_name))
-
-
-def _processor(
-    config: LlavaConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    image_processor: LlavaImageProcessorPil,
-    chat_template: str,
-) -> LlavaProcessor:
-    return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=_tower(config).class_tokens,
-        chat_template=chat_template,
+def _offer() -> str:
+    """For a computer without a GPU: what else there is."""
+    light = next(preset for preset in PRESETS if preset.name == LIGHT)
+    return (
+        f"For photographs, {light.name} runs on a CPU too ({light.parameters * 2 / 1e9:.1f} GB from the Hub, "
+        f"about {LIGHT_SPEED} tokens a second on two cores)."
     )
 
 
-def _tower(config: LlavaConfig) -> _Tower:
-    kind = config.vision_config.model_type
-    if kind not in _TOWERS:
-        raise ModelError(f"The vision tower is a {kind}; known are {', '.join(_TOWERS)}. Choose another model.")
-    return _TOWERS[kind]
+def _preset(card: Card) -> Preset:
+    return next(preset for preset in PRESETS if preset.source == card.source)
 
 
 def _folder(card: Card) -> Path:
@@ -243,17 +210,20 @@ def _quantisation(device: torch.device) -> BitsAndBytesConfig:
     )
 
 
-def _config(folder: Path) -> LlavaConfig:
-    if not (folder / "config.json").is_file():  # transformers would build 7 billion random weights by its defaults
+def _config(folder: Path) -> PretrainedConfig:
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError("its folder has no config.json")
-    return LlavaConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type not in CLASSES:
+        raise ValueError(f"it is a {config.model_type} model, and this app knows {', '.join(CLASSES)}")
+    return config
 
 
 def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTrainedModel:
     quantisation = _quantisation(device) if precision == "4bit" else None
     reading = "bfloat16" if precision == "8bit" else precision
     dtype = quantisation.bnb_4bit_compute_dtype if quantisation else getattr(torch, reading)
-    model, info = LlavaForConditionalGeneration.from_pretrained(
+    model, info = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
         device_map={"": device},
@@ -282,18 +252,8 @@ def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTra
     return model.eval()
 
 
-def _load_processor(folder: Path, card: Card, *, config: LlavaConfig) -> LlavaProcessor:
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if card.kind == "hub":
-        # Neither the published chat template nor its cropping is what LLaVA was trained with: ours replace them.
-        return make_processor(config, tokenizer, image_mode=card.image_mode, template_name=card.template)
-    image_processor = LlavaImageProcessorPil.from_pretrained(folder, do_pad=card.image_mode == "pad")
-    chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    return _processor(config, tokenizer, image_processor=image_processor, chat_template=chat_template)
-
-
 @torch.inference_mode()
-def _check_image_tokens(model: PreTrainedModel, processor: LlavaProcessor, *, name: str) -> None:
+def _check_image_tokens(model: PreTrainedModel, processor: ProcessorMixin, *, name: str) -> None:
     """Raise ModelError unless processor and model agree on the image token and on how many an image takes."""
     image_token_id = model.config.image_token_id
     if processor.image_token_id != image_token_id:
@@ -301,15 +261,13 @@ def _check_image_tokens(model: PreTrainedModel, processor: LlavaProcessor, *, na
             f"{name} writes images as token {processor.image_token_id} but its config expects {image_token_id}. "
             "Restore its tokenizer and config.json."
         )
-    wide = Image.new("RGB", (32, 16))
-    inputs = processor(images=wide, text=processor.image_token, return_tensors="pt")
-    side, expected = inputs["pixel_values"].shape[-1], model.config.vision_config.image_size
-    if tuple(inputs["pixel_values"].shape[-2:]) != (expected, expected):
+    seen = prepare(Image.new("RGB", (32, 16)), processor)
+    side, expected = seen.pixel_values.shape[-1], model.config.vision_config.image_size
+    if tuple(seen.pixel_values.shape[-2:]) != (expected, expected):
         raise ModelError(f"{name} prepares images at {side} px but its tower sees {expected} px. Restore its files.")
-    features = model.get_image_features(inputs["pixel_values"].to(model.device)).pooler_output[0]
-    tokens = int((inputs["input_ids"] == image_token_id).sum())
-    if tokens != len(features):
+    features = model.get_image_features(seen.pixel_values.to(model.device), **seen.shapes).pooler_output[0]
+    if seen.tokens != len(features):
         raise ModelError(
-            f"{name} reserves {tokens} tokens for an image and its vision tower makes {len(features)}. "
+            f"{name} reserves {seen.tokens} tokens for an image and its vision tower makes {len(features)}. "
             "Set vision_feature_select_strategy and patch_size in config.json as it was trained."
         )

@@ -9,10 +9,13 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from llava_app.errors import ModelError
+from llava_app.presets import Preset
+from llava_app.tiles import tiling_of
 
+CLASSES = ("llava", "llava_next", "llava_onevision")  # of transformers, that this app knows
 MOST_ROWS = 16  # conversations at once; beyond it, people wait
 LEAST_ROOM = 512  # tokens of a conversation beside one picture, below which a model is of no use
 SHARE = 0.9  # of the free memory that is planned with; the rest is for what no plan knows
@@ -37,8 +40,8 @@ class Need:
     weights: float
     token: int  # keys and values of one token
     step: float  # activations of the largest step: a picture in the tower, or a part of a prompt
-    picture: int  # projected features of one picture
-    picture_tokens: int
+    picture: int  # projected features of the largest picture
+    picture_tokens: int  # of the largest
     positions: int  # tokens of a conversation that the model was made for
 
 
@@ -58,27 +61,48 @@ class Plan:
         return self.need.weights + self.need.step + self.feature_bytes + self.rows * self.length * self.token_bytes
 
 
-def need(config: LlavaConfig, precision: str) -> Need:
+def need(config: PretrainedConfig, precision: str) -> Need:
     """What the model of `config` takes in `precision`, a key of BYTES.
 
     Exact for the weights; for the activations of a step, the largest tensors that live at the same time.
     """
+    return _need(config, precision, _shell(config))
+
+
+def needs(config: PretrainedConfig) -> dict[str, Need]:
+    """`need` in every precision."""
+    shell = _shell(config)
+    return {precision: _need(config, precision, shell) for precision in BYTES}
+
+
+def _need(config: PretrainedConfig, precision: str, shell: PreTrainedModel) -> Need:
     text, vision = config.text_config, config.vision_config
     number = BYTES[precision]
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     heads *= getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    patches = (vision.image_size // vision.patch_size) ** 2
-    seen = (patches + 1) * ((vision.num_hidden_layers + 1) * vision.hidden_size + 2 * vision.intermediate_size)
+    tiling = tiling_of(config)
+    seen = tiling.most_tiles * (tiling.patches**2 + 1) * (4 * vision.hidden_size + 2 * vision.intermediate_size)
     read = STEP * (4 * text.hidden_size + 3 * text.intermediate_size)
     dequantised = text.hidden_size * text.intermediate_size if precision == "4bit" else 0
     return Need(
-        weights=_weights(config, precision),
+        weights=_weights(shell, precision),
         token=int(2 * text.num_hidden_layers * heads * number),
         step=number * (max(seen, read + dequantised) + MOST_ROWS * text.vocab_size * 2),
-        picture=int(patches * text.hidden_size * number),
-        picture_tokens=patches,
+        picture=int(tiling.most_tokens * text.hidden_size * number),
+        picture_tokens=tiling.most_tokens,
         positions=text.max_position_embeddings,
     )
+
+
+def published_config(preset: Preset) -> PretrainedConfig:
+    """The config of a published model as far as its shapes go."""
+    settings = dict(preset.config)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def comfortable(wanted: Need) -> float:
+    """Free bytes with which one conversation may become as long as the model was made for."""
+    return (wanted.weights + wanted.step + wanted.positions * wanted.token) / SHARE
 
 
 def make_plan(wanted: Need, free: float, *, name: str, precision: str) -> Plan:
@@ -124,17 +148,21 @@ def _free_in_container() -> float:
         return float("inf")
 
 
-def _weights(config: LlavaConfig, precision: str) -> float:
-    """Bytes of all weights, counted on a model without any. A head that is tied to the embeddings counts as well: the
-    engine keeps it in an order of its own."""
+def _shell(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a config without any weights."""
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(deepcopy(config))
+        return AutoModelForImageTextToText.from_config(deepcopy(config))
+
+
+def _weights(model: PreTrainedModel, precision: str) -> float:
+    """Bytes of all weights. A head that is tied to the embeddings counts as well: the engine keeps it in an order of
+    its own."""
     layers = {
         id(module.weight)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith(UNQUANTISED.get(precision, ()))
     }
-    tied = (model.lm_head.weight,) if config.text_config.tie_word_embeddings else ()
+    tied = (model.lm_head.weight,) if model.config.text_config.tie_word_embeddings else ()
     return sum(
         parameter.numel() * (BYTES_IN_LAYERS if id(parameter) in layers else BYTES)[precision]
         for parameter in (*model.parameters(), *tied)

@@ -1,21 +1,36 @@
 """The one renderer: a conversation → the text, the token ids, and the mask of the answers."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import LlavaOnevisionProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
+from llava_app.images import Picture, as_seen
+from llava_app.video import Clip
 
-TEMPLATES = ("plain", "vicuna_v1")
+TEMPLATES: dict[str, tuple[str, ...]] = {  # name → what ends an answer beside the tokenizer's end token
+    "plain": ("\n",),
+    "vicuna_v1": (),
+    "llava_v0": ("###",),
+    "llava_v1": (),
+    "mistral_instruct": (),
+    "llava_llama_2": (),
+    "chatml_direct": ("<|im_end|>",),
+    "qwen": ("<|im_end|>",),
+    "mpt": ("<|im_end|>",),
+    "llama_3": ("<|eot_id|>",),
+}
 LONGEST = 8  # long side over short side, beyond which only the middle is shown to a model that crops
 _FOLDER = Path(__file__).parent / "templates"
 _rendering = Lock()  # transformers keeps the mask of the text being rendered in the template that all threads share
@@ -27,15 +42,20 @@ class Encoded:
 
     input_ids: torch.Tensor  # (S,) int64; a picture is as many image tokens as the model makes features of it
     supervised: torch.Tensor  # (S,) bool; true on the answers and their end token
-    pixel_values: torch.Tensor | None  # (I, 3, H, W) float32; None without pictures
+    pixel_values: torch.Tensor | None  # (T, 3, H, W) float32, all pictures' tiles in order; None without pictures
+    shapes: dict[str, torch.Tensor] = field(default_factory=dict)  # what models with tiles take beside the pixels
 
 
 @dataclass(frozen=True)
 class Prepared:
     """One picture as the vision tower takes it."""
 
-    pixel_values: torch.Tensor  # (3, H, W) float32
+    pixel_values: torch.Tensor  # (T, 3, H, W) float32: one tile, or an overview and tiles
     tokens: int  # how many image tokens its features take in a prompt
+    # What `get_image_features` of a model with tiles takes beside the pixels: image_sizes (1, 2) int64, height before
+    # width; OneVision also batch_num_images (1,), which is 1 for a picture in tiles.
+    shapes: dict[str, torch.Tensor]
+    is_clip: bool = False  # the tiles are frames, for `get_video_features`
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,16 @@ def template_text(name: str) -> str:
     if name not in TEMPLATES:
         raise ModelError(f"There is no template {name!r}; choose one of {', '.join(TEMPLATES)}.")
     return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+    """The tokens that end an answer in the template `name`: the end token, and those that spell one of its endings."""
+    ends = [tokenizer.eos_token_id]
+    for text in TEMPLATES.get(name, ()):  # a model's own template says no more than its end token
+        spelled = tokenizer.encode(text, add_special_tokens=False)
+        if tokenizer.decode(spelled[-1:]) == text:  # behind a token for no space at all, which Llama's tokenizer puts
+            ends.append(spelled[-1])
+    return list(dict.fromkeys(ends))
 
 
 def messages(conversation: Conversation) -> list[dict[str, Any]]:
@@ -73,18 +103,75 @@ def encode(conversation: Conversation, processor: ProcessorMixin, *, open_answer
 
     `open_answer` and ValueError as in `render`.
     """
-    prepared = [prepare(picture.image, processor) for picture in conversation.pictures]
+    conversation = spread(conversation)
+    together = seen_together(conversation, processor)
+    prepared = [prepare(picture.image, processor, together=together) for picture in conversation.pictures]
     lengths = [picture.tokens for picture in prepared]
     ids, supervised = tokenise(conversation, processor, picture_tokens=lengths, open_answer=open_answer)
-    pixels = torch.stack([picture.pixel_values for picture in prepared]) if prepared else None
-    return Encoded(ids, supervised, pixels)
+    if not prepared:
+        return Encoded(ids, supervised, None)
+    shapes = {name: torch.cat([picture.shapes[name] for picture in prepared]) for name in prepared[0].shapes}
+    if "batch_num_images" in shapes:
+        shapes["batch_num_images"] = torch.tensor([len(prepared)])
+    return Encoded(ids, supervised, torch.cat([picture.pixel_values for picture in prepared]), shapes)
 
 
-def prepare(image: Image.Image, processor: ProcessorMixin) -> Prepared:
-    """A picture, scaled and padded or cropped as the processor says."""
-    seen = processor.image_processor([_bounded(image, processor)], return_tensors="pt")
+def seen_together(conversation: Conversation, processor: ProcessorMixin) -> bool:
+    """Whether each picture is one tile: OneVision was trained so where a conversation has several."""
+    return len(conversation.pictures) > 1 and isinstance(processor, LlavaOnevisionProcessor)
+
+
+def prepare(image: Image.Image, processor: ProcessorMixin, *, together: bool = False) -> Prepared:
+    """A picture, scaled, padded, cropped or cut into tiles as the processor says. `together`: see `seen_together`."""
+    image = _bounded(image, processor)
+    seen = processor.image_processor([[image, image]] if together else [image], return_tensors="pt")
     tokens = processor.replace_image_token(seen, 0).count(processor.image_token)
-    return Prepared(seen["pixel_values"][0], tokens)
+    pixels = seen.pop("pixel_values")
+    shapes = {name: torch.as_tensor(value)[:1] for name, value in seen.items()}
+    return Prepared(pixels[0] if pixels.ndim == 5 else pixels[:1], tokens, shapes)
+
+
+def prepare_clip(clip: Clip, processor: LlavaOnevisionProcessor) -> Prepared:
+    """The frames of a clip as OneVision takes them: each squeezed into one tile, a quarter of its features kept.
+
+    Their features stand where a prompt has image tokens; the model sees no token there, so none of its own is needed.
+    """
+    size = processor.image_processor.size
+    square = (size["width"], size["height"])
+    seen = [prepare(frame.image.resize(square, Image.Resampling.BICUBIC), processor) for frame in clip.frames]
+    pooled = math.ceil(math.isqrt(processor.num_image_tokens) / 2) ** 2
+    frames = torch.stack([frame.pixel_values[0] for frame in seen])
+    return Prepared(frames, len(clip.frames) * pooled + 1, {}, is_clip=True)  # and one feature that ends it
+
+
+def prepare_shown(picture: Picture, processor: ProcessorMixin, *, together: bool) -> Prepared:
+    """A picture of a conversation, or a clip for a model that knows clips."""
+    if isinstance(picture, Clip):
+        return prepare_clip(picture, processor)
+    return prepare(picture.image, processor, together=together)
+
+
+def knows_clips(processor: ProcessorMixin) -> bool:
+    """Whether the model was trained on clips; any other is shown their frames as pictures."""
+    return isinstance(processor, LlavaOnevisionProcessor)
+
+
+def spread(conversation: Conversation) -> Conversation:
+    """The conversation with the frames of each clip as pictures in its place."""
+    turns = [
+        replace(turn, images=tuple(chain.from_iterable(map(_pictures, turn.images)))) for turn in conversation.turns
+    ]
+    return replace(conversation, turns=tuple(turns))
+
+
+def _pictures(shown: Picture) -> tuple[Picture, ...]:
+    return shown.frames if isinstance(shown, Clip) else (shown,)
+
+
+def look(image: Image.Image, processor: ProcessorMixin) -> list[Image.Image]:
+    """What the model sees of a picture: one square, or an overview of the whole and then its tiles, row by row."""
+    settings = processor.image_processor
+    return as_seen(prepare(image, processor).pixel_values.numpy(), settings.image_mean, settings.image_std)
 
 
 def tokenise(

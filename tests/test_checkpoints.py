@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_app import checkpoints
-from llava_app.checkpoints import Card, built_in, catalogue, find, read_card, write_card
+from llava_app.checkpoints import HUB_PRESETS, Card, built_in, catalogue, find, read_card, write_card
 from llava_app.errors import ModelError
 
 
@@ -94,7 +94,8 @@ def test_the_catalogue_has_built_in_models_then_runs_newest_first_then_the_hub(
         os.utime(tmp_path / "runs" / name / "card.json", (finished_at, finished_at))
     (tmp_path / "runs" / "unfinished").mkdir()
     names = [card.name for card in catalogue(tmp_path / "runs")]
-    assert names == ["Built in", "new", "middle", "old", "LLaVA-1.5-7B", "LLaVA-1.5-13B"]
+    assert names[:6] == ["Built in", "new", "middle", "old", "LLaVA-OneVision-0.5B", "LLaVA-Interleave-0.5B"]
+    assert len(names) == 4 + len(HUB_PRESETS)
 
 
 def test_the_catalogue_needs_no_runs_folder(tmp_path: Path) -> None:
@@ -157,6 +158,18 @@ def test_a_folder_outside_the_runs_is_found_by_its_path(tmp_path: Path) -> None:
 def test_hub_models_are_found_by_their_id() -> None:
     card = find("llava-hf/llava-1.5-7b-hf")
     assert (card.name, card.template, card.image_mode) == ("LLaVA-1.5-7B", "vicuna_v1", "pad")
+
+
+def test_any_other_hub_id_is_taken_as_its_own_files_say() -> None:
+    card = find("somebody/llava-of-mine")
+    assert (card.kind, card.source, card.template) == ("hub", "somebody/llava-of-mine", "own")
+
+
+def test_a_path_with_a_mistake_in_it_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ModelError, match="There is no model “runs/absent”"):
+        find("runs/absent")
 
 
 def test_an_unknown_model_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:

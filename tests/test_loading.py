@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 
-from llava_app import checkpoints, loading
+from llava_app import checkpoints, loading, processors
 from llava_app.checkpoints import HUB_PRESETS, Card, built_in, read_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
@@ -19,6 +19,7 @@ from llava_app.loading import default_card, load, make_processor
 from llava_app.prompts import encode, template_text
 from tests.fixtures_model import byte_tokenizer, tiny_config, write_tiny_model
 
+SEVEN_B = next(card for card in HUB_PRESETS if card.name == "LLaVA-1.5-7B")
 needs_demo = pytest.mark.skipif(
     not (checkpoints.DEMO / "memeworld").exists(), reason="the built-in model is not trained yet"
 )
@@ -195,7 +196,7 @@ def test_image_tokens_that_do_not_match_the_image_features_are_refused(
 ) -> None:
     # A tower without a class token: the processor then counts one token less than the model makes features.
     monkeypatch.setitem(
-        loading._TOWERS, "clip_vision_model", replace(loading._TOWERS["clip_vision_model"], class_tokens=0)
+        processors._TOWERS, "clip_vision_model", replace(processors._TOWERS["clip_vision_model"], class_tokens=0)
     )
     with pytest.raises(ModelError, match="reserves 15 tokens for an image and its vision tower makes 16"):
         load(tiny_card, "float32")
@@ -266,7 +267,7 @@ def test_a_siglip_tower_has_no_class_token() -> None:
 
 def test_an_unreachable_hub_is_an_error_that_names_the_way_out(no_hub: None, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"Hub did not deliver llava-hf/.*choose the built-in model"):
-        load(HUB_PRESETS[0])
+        load(SEVEN_B)
 
 
 def test_a_hub_model_gets_the_template_and_the_padding_it_was_trained_with(
@@ -274,7 +275,7 @@ def test_a_hub_model_gets_the_template_and_the_padding_it_was_trained_with(
 ) -> None:
     (folder / "chat_template.jinja").write_text("as published")
     monkeypatch.setattr(loading, "_folder", lambda card: folder)
-    processor = load(HUB_PRESETS[0], "float32").processor
+    processor = load(SEVEN_B, "float32").processor
     assert processor.chat_template == template_text("vicuna_v1")
     assert processor.image_processor.do_pad is True
 
@@ -289,13 +290,14 @@ class TestDefaultCard:
     def test_without_a_gpu_it_is_the_built_in_model(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         card, why = default_card()
-        assert (card, why) == (tiny_card, "No NVIDIA GPU here, so this is the small built-in model.")
+        assert card == tiny_card
+        assert why.startswith("No NVIDIA GPU here, so this is the small built-in model. For photographs, LLaVA-OneVisi")
 
     def test_with_room_and_the_hub_it_is_the_big_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loading, "_hub_answers", lambda card: True)
         card, why = default_card()
         assert card.name == "LLaVA-1.5-7B"
-        assert why == "The GPU has 23.5 GB free and LLaVA-1.5-7B needs 7.5 GB."
+        assert why == "The GPU has 23.5 GB free and LLaVA-1.5-7B needs 7.6 GB."
 
     def test_without_room_it_is_the_built_in_model(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(4e9), int(24e9)))

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -143,7 +143,7 @@ class Examples(Dataset[Encoded]):
         pictures = [open_picture(place) for place in example.images]
         encoded = encode(from_record(example.record, pictures), self.processor, open_answer=False)
         ids, supervised = encoded.input_ids[: self.max_length], encoded.supervised[: self.max_length]
-        return Encoded(ids, supervised, encoded.pixel_values)
+        return replace(encoded, input_ids=ids, supervised=supervised)
 
     def _skip(self, number: int, error: ImageError) -> None:
         self._unreadable[number] = True

@@ -12,14 +12,17 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
 
     from finetune.evaluate import memeworld
+    from finetune.evaluate.pairs import ask_pairs
     from llava_app.checkpoints import find
     from llava_app.engine.local import LocalEngine
     from llava_app.loading import load
 
     engine = LocalEngine(load(find(options.model), options.precision))
-    asked = memeworld.ask_all(
-        engine, asking=options.ask, split=options.split, limit=options.limit, swap_pictures=options.swap_pictures
-    )
+    settings = {"split": options.split, "limit": options.limit, "swap_pictures": options.swap_pictures}
+    if options.ask == "pairs":
+        asked = ask_pairs(engine, **settings)
+    else:
+        asked = memeworld.ask_all(engine, asking=options.ask, **settings)
     results = list(tqdm(asked, total=options.limit, desc="asking", unit=" questions"))
     engine.close()
     for result in [result for result in results if not result.is_right][: options.show_wrong]:
@@ -39,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("suite", choices=["memeworld"])
     parser.add_argument("--split", choices=["heldout", "combinations"], default="heldout")
     parser.add_argument("--swap-pictures", action="store_true", help="show another picture than the one asked about")
-    parser.add_argument("--ask", choices=["suite", "unseen", "captions", "described"], default="suite")
+    parser.add_argument("--ask", choices=["suite", "unseen", "captions", "described", "pairs"], default="suite")
     parser.add_argument("--limit", type=_positive, default=1000, help="number of questions (1000)")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--show-wrong", type=int, default=0, metavar="N", help="print the first N wrong answers")

@@ -9,13 +9,14 @@ from torch import Tensor
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
+from llava_app.engine.clips import show_clips
 from llava_app.engine.context import fit
-from llava_app.engine.request import Request, Shown, collect
+from llava_app.engine.request import Request, Shown, collect, features_key
 from llava_app.engine.watch import Snapshot
 from llava_app.engine.worker import Worker
 from llava_app.loading import Loaded
 from llava_app.memory import Plan
-from llava_app.prompts import Prepared, prepare, tokenise
+from llava_app.prompts import Prepared, prepare_shown, seen_together, tokenise
 
 TIME_LIMIT = 300.0  # seconds that one answer may take once it is its turn
 
@@ -82,13 +83,16 @@ class LocalEngine:
         """Turn the conversation into a prompt that fits, and say what of it had to be left out."""
         if self._worker.closed:
             raise self._worker.put_away()
+        conversation, said = show_clips(conversation, self._processor, limit=self._plan.length)
+        together = seen_together(conversation, self._processor)
         prepared: dict[str, Prepared] = {}
         lengths: dict[str, int] = {}
         for picture in conversation.pictures:
-            features_SD = self._worker.features.get(picture.digest)
-            if features_SD is None and picture.digest not in prepared:
-                prepared[picture.digest] = prepare(picture.image, self._processor)
-            lengths[picture.digest] = prepared[picture.digest].tokens if features_SD is None else len(features_SD)
+            key = features_key(picture, together=together)
+            features_SD = self._worker.features.get(key)
+            if features_SD is None and key not in prepared:
+                prepared[key] = prepare_shown(picture, self._processor, together=together)
+            lengths[picture.digest] = prepared[key].tokens if features_SD is None else len(features_SD)
 
         @cache
         def ids(of: Conversation) -> Tensor:
@@ -103,9 +107,9 @@ class LocalEngine:
         shown = []
         for picture in kept.pictures:
             start, length = begins[0], lengths[picture.digest]
-            shown.append(Shown(picture, start, start + length))
+            shown.append(Shown(picture, start, start + length, together))
             begins = begins[length:]
-        return Request(ids_S.tolist(), shown, sampling, prepared), left_out
+        return Request(ids_S.tolist(), shown, sampling, prepared), " ".join(filter(None, (said, left_out))) or None
 
     def _enqueue(self, request: Request) -> None:
         with self._closing:

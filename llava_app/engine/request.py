@@ -19,6 +19,16 @@ class Shown:
     picture: Picture
     start: int
     end: int
+    together: bool = False  # as in `prompts.prepare`
+
+    @property
+    def key(self) -> str:
+        """What the features are kept by: those of one picture differ with the way it is seen."""
+        return features_key(self.picture, together=self.together)
+
+
+def features_key(picture: Picture, *, together: bool) -> str:
+    return f"{picture.digest} together" if together else picture.digest
 
 
 @dataclass(eq=False)
@@ -28,7 +38,7 @@ class Request:
     ids: list[int]  # the prompt
     shown: list[Shown]
     sampling: Sampling
-    prepared: dict[str, Prepared]  # by digest, the pictures whose features were not there when it was asked
+    prepared: dict[str, Prepared]  # by key, the pictures whose features were not there when it was asked
     asked: float = field(default_factory=time.monotonic)
     outbox: "queue.SimpleQueue[Piece | Exception]" = field(default_factory=queue.SimpleQueue)
     given_up: threading.Event = field(default_factory=threading.Event)  # set when nobody reads the answer any more
@@ -39,7 +49,7 @@ class Request:
         """The prompt as `Slots` compares it: text by its ids, a picture by a negative number of its own."""
         contents = list(self.ids)
         for shown in self.shown:
-            number = -1 - hash(shown.picture.digest) % 2**62
+            number = -1 - hash(shown.key) % 2**62
             contents[shown.start : shown.end] = [number] * (shown.end - shown.start)
         return contents
 

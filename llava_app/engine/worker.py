@@ -13,16 +13,15 @@ from torch import Tensor
 from llava_app.engine import Piece
 from llava_app.engine.decoder import Span, make_decoder
 from llava_app.engine.features import FeatureCache
-from llava_app.engine.request import Request
+from llava_app.engine.request import Request, Shown
 from llava_app.engine.sampling import choose
 from llava_app.engine.slots import Slots
 from llava_app.engine.stream import StopText, TextStream
 from llava_app.engine.watch import Meter
 from llava_app.errors import BusyError, ModelError
-from llava_app.images import Picture
 from llava_app.loading import SMALL_BYTES, Loaded
 from llava_app.memory import Plan, give_back
-from llava_app.prompts import Prepared, prepare
+from llava_app.prompts import TEMPLATES, Prepared, end_tokens, prepare_shown
 
 FRAME = 1 / 40  # s between two pieces of text, whoever they are for: every reader that wakes up holds up the model
 CHUNK = 512  # tokens of prompts in one step while others wait for their next token
@@ -68,7 +67,9 @@ class Worker:
         self._embeddings = self._model.get_input_embeddings()
         self._image_token: int = self._model.config.image_token_id
         end = loaded.model.generation_config.eos_token_id
-        self._end_tokens = frozenset([end] if isinstance(end, int) else end)
+        ends = end_tokens(loaded.processor.tokenizer, loaded.card.template)
+        self._end_tokens = frozenset([*([end] if isinstance(end, int) else end), *ends])
+        self._end_texts = TEMPLATES.get(loaded.card.template, ())
         self.inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self.closed = False
         self.features = FeatureCache(plan.feature_bytes)
@@ -159,7 +160,7 @@ class Worker:
             deadline=time.monotonic() + self._time_limit,
             generator=generator,
             stream=TextStream(self._processor.tokenizer, before=request.ids),
-            stop_text=StopText(request.sampling.stop),
+            stop_text=StopText((*self._end_texts, *request.sampling.stop)),
         )
 
     def _embed(self, request: Request, begin: int) -> Tensor:
@@ -171,20 +172,24 @@ class Worker:
                 self.meter.recalled += 1
                 continue
             first = max(shown.start, begin)
-            features_SD = self._see(shown.picture, request.prepared)
+            features_SD = self._see(shown, request.prepared)
             embeds_SD[first - begin : shown.end - begin] = features_SD[first - shown.start :].to(embeds_SD.dtype)
         return embeds_SD
 
-    def _see(self, picture: Picture, prepared: dict[str, Prepared]) -> Tensor:
+    def _see(self, shown: Shown, prepared: dict[str, Prepared]) -> Tensor:
         """The projected features of a picture, (S, D)."""
-        features_SD = self.features.get(picture.digest)
+        features_SD = self.features.get(shown.key)
         if features_SD is not None:
             self.meter.recalled += 1
             return features_SD
-        seen = prepared.get(picture.digest) or prepare(picture.image, self._processor)
-        pixels_13HW = seen.pixel_values[None].to(self._device)
-        features_SD = self._model.get_image_features(pixels_13HW).pooler_output[0]
-        self.features.put(picture.digest, features_SD)
+        seen = prepared.get(shown.key) or prepare_shown(shown.picture, self._processor, together=shown.together)
+        pixels_T3HW = seen.pixel_values.to(self._device)
+        if seen.is_clip:
+            features_SD = self._model.get_video_features(pixels_T3HW[None]).pooler_output[0]
+        else:
+            shapes = {name: value.to(self._device) for name, value in seen.shapes.items()}
+            features_SD = self._model.get_image_features(pixels_T3HW, **shapes).pooler_output[0]
+        self.features.put(shown.key, features_SD)
         self.meter.seen += 1
         return features_SD
 
