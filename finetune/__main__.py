@@ -1,4 +1,4 @@
-"""python -m finetune VERB: assemble, align, instruct, evaluate, memeworld."""
+"""python -m finetune VERB: assemble, align, instruct, generate, evaluate, memeworld."""
 
 import argparse
 import os
@@ -125,6 +125,10 @@ def _training_parser(stage: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _generate(arguments: list[str]) -> int:
+    return int(import_module("finetune.instruct.cli").main(arguments))
+
+
 def _evaluate(arguments: list[str]) -> int:
     import_module("finetune.evaluate.cli").main(arguments)
     return 0
@@ -139,6 +143,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "assemble": (_assemble, "a vision tower and a language model become a LLaVA"),
     "align": (_align, "stage 1: the projector learns on captions"),
     "instruct": (_instruct, "stage 2: projector and language model learn on dialogues"),
+    "generate": (_generate, "write dialogues from captions and boxes, by a teacher that sees no picture"),
     "evaluate": (_evaluate, "measure a model"),
     "memeworld": (_memeworld, "make the built-in world and its model from nothing"),
 }
