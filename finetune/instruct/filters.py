@@ -7,7 +7,7 @@ from finetune.instruct.dialogue import Dialogue, Exchange
 from finetune.instruct.objects import Lexicon
 from llava_app.conversation import IMAGE_MARK
 
-SAME_ANSWERS = 3  # so many "yes" and nothing else is one-sided
+SAME_ANSWERS = 2  # so many "yes" and nothing else is one-sided
 
 CUT_OFF = "cut off at the token limit"
 EMPTY = "empty"
@@ -22,7 +22,7 @@ DUPLICATE = "duplicate"
 _SOURCES = re.compile(
     r"\b(?:captions?|bounding[ -]box(?:es)?|coordinates?|annotations?|annotated|the notes)\b"
     r"|\b(?:provided|given|above|following)\s+(?:context|descriptions?|sentences|information|text|list)\b"
-    r"|\b(?:according to|based on|from|in)\s+the\s+(?:context|descriptions?|sentences|metadata|tags)\b"
+    r"|\b(?:according to|based on|from|in)\s+the\s+(?:context|descriptions?|sentences|metadata|tags)\b(?!\s+of)"
     r"|\[\s*[01]?\.\d+\s*,",
     re.IGNORECASE,
 )

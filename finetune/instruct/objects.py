@@ -58,7 +58,8 @@ class Lexicon:
     @cached_property
     def _surfaces(self) -> dict[str, tuple[str, bool]]:
         singulars = {word: (thing, False) for word, thing in self.words.items()}
-        return singulars | {plural(word): (thing, True) for word, thing in self.words.items() if plural(word) != word}
+        known = self.words.items() | {(thing, thing) for thing in self.words.values()}
+        return singulars | {plural(word): (thing, True) for word, thing in known if plural(word) != word}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:

@@ -19,16 +19,16 @@ from finetune.instruct.objects import NUMBERS, Lexicon, counted, listing, plural
 from finetune.instruct.teachers import Reply, Task
 
 MOST_TURNS = 6
-MOST_COUNTED = 5  # annotators miss things in larger groups
+MOST_COUNTED = 4  # annotators miss things in larger groups
 SMALLEST = 0.002  # of the picture: where a box is smaller, more of its kind may have been missed
 LARGER = 2.5  # times the area: what anybody would call larger
 _NUMBER = {word: number for number, word in enumerate(NUMBERS)} | {"couple": 2, "pair": 2, "both": 2, "single": 1}
 _NUMBER |= {str(number): number for number in range(100)}
 _VAGUE = re.compile(
-    r"several|many|some|few|groups?|bunch|lots?|various|crowd|herd|flock|rows?|sets?|assortment|selection|full|filled"
+    r"several|many|some|few|groups?|bunch|lots?|various|crowd|herd|flock|rows?|sets?|assortment|selection|filled"
     r"|multiple|different|other"
 )
-NO_SINGULAR = ("skis", "scissors", "glasses")  # one pair or several: the boxes do not say
+NO_SINGULAR = ("skis", "scissors", "glasses", "broccoli")  # what one of it is, the boxes do not say
 
 
 class TemplateTeacher:
@@ -53,7 +53,8 @@ class TemplateTeacher:
     def _conversation(self, seen: "_Seen") -> str:
         rng = random.Random(f"template/{seen.context.id}")
         absent = self._absent_categories(seen)
-        affirmed = rng.choice(seen.groups) if len(seen.groups) > 1 else None  # asked about in no other way
+        else_unsaid = len(seen.groups) > 1 or not seen.counted
+        affirmed = rng.choice(seen.groups) if seen.groups and else_unsaid else None  # asked about in no other way
         single = [group for group in seen.single if group is not affirmed]
         pairs = [rng.sample(pair, 2) for pair in combinations(single, 2)]
         kinds = [
@@ -126,11 +127,11 @@ def _is_sure(boxes: list[Box], captions: Sequence[str], lexicon: Lexicon) -> boo
 def _speaks_against(caption: str, thing: str, number: int, lexicon: Lexicon) -> bool:
     """Whether a caption gives another number of a thing, names several where there is one, or is vague about it."""
     for mention in lexicon.mentions(caption):
-        if mention.thing == thing:
-            before = re.findall(r"\w+", caption[: mention.start].lower())[-4:]
-            numbers = {_NUMBER[word] for word in before if word in _NUMBER}
-            if numbers - {number} or (mention.plural and number == 1) or any(map(_VAGUE.fullmatch, before)):
-                return True
+        before = re.findall(r"\w+", caption[: mention.start].lower())[-4:]
+        numbers = {_NUMBER[word] for word in before if word in _NUMBER}
+        unclear = (mention.plural and number == 1) or any(map(_VAGUE.fullmatch, before))
+        if mention.thing == thing and numbers != {number} and (numbers or unclear):
+            return True
     return False
 
 
@@ -207,15 +208,15 @@ def _where(box: Box) -> str:
     down = _side(y1, y, y2, ("top", "bottom"))
     if across in ("left", "right"):
         return f"at the {down} {across}" if down in ("top", "bottom") else f"on the {across}"
-    if across == "middle":
-        return f"at the {down}, in the middle" if down in ("top", "bottom") else "in the middle"
-    return ""
+    if across == "middle" and down in ("top", "bottom"):
+        return f"at the {down}, in the middle"
+    return "in the middle" if across == "middle" and (down == "middle" or y2 - y1 > 0.6) else ""
 
 
 def _side(start: float, centre: float, end: float, names: tuple[str, str]) -> str:
     """Which third of an axis a box lies in; "" where it lies in several or between two."""
-    if centre < 0.36 and end < 0.6:
+    if centre < 0.34 and start < 0.2 and end < 0.6:
         return names[0]
-    if centre > 0.64 and start > 0.4:
+    if centre > 0.66 and start > 0.4 and end > 0.8:
         return names[1]
     return "middle" if abs(centre - 0.5) < 0.09 and end - start < 0.7 else ""
