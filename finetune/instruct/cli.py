@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from finetune.instruct.folder import Folder, Settings, hash_contexts
 from finetune.instruct.generation import Generation
 from finetune.instruct.ledger import Ledger, read_ledger, replies, spent
 from finetune.instruct.prompts import Domain, read_domain
-from finetune.instruct.teachers import EndpointTeacher, LocalTeacher, Task, Teacher
+from finetune.instruct.teachers import EndpointTeacher, LocalTeacher, Task, Teacher, TeacherError
 from finetune.instruct.template import TemplateTeacher
 from finetune.interrupt import StopSignal
 from llava_app.errors import DataError
@@ -40,6 +41,10 @@ def main(arguments: list[str]) -> int:
         _show(tasks, limit, settings.max_tokens)
         return 0
     folder.begin(settings, contexts)
+    if options.memeworld:
+        from finetune.instruct.drawn import draw_pictures
+
+        draw_pictures(folder.path, min(options.memeworld, options.limit or options.memeworld))
     return _finish(folder, domain, limit, options, ended_by=_ask(folder, tasks, teacher, limit, options))
 
 
@@ -70,12 +75,14 @@ def _settings(options: argparse.Namespace, folder: Folder) -> tuple[Settings, li
     """What to ask for: as given, or without any input what the folder was begun with."""
     if not options.inputs and not options.memeworld:
         settings = folder.read_settings()
-        return settings, folder.read_contexts(), read_domain(settings.domain)
+        domain = read_domain(settings.domain)
+        versions = {kind: domain.version(kind) for kind in settings.kinds}
+        return replace(settings, prompts=versions), folder.read_contexts(), domain
     contexts = read_contexts(options.inputs, metadata=options.metadata) if options.inputs else []
     if options.memeworld:
-        from finetune.instruct.drawn import draw_contexts
+        from finetune.instruct.drawn import drawn_contexts
 
-        contexts += draw_contexts(options.out, options.memeworld)
+        contexts += drawn_contexts(options.memeworld)
     contexts = contexts[: options.limit]
     domain = read_domain(options.domain)
     kinds = tuple(options.kinds or domain.openings)
@@ -105,10 +112,13 @@ def _ask(folder: Folder, tasks: Sequence[Task], teacher: Teacher, limit: Limit, 
             print(_estimate(left, limit, teacher))
         generation = Generation(teacher, ledger, budget, stop)
         with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit=" questions", disable=options.json) as bar:
-            for number, outcome in enumerate(generation.run(left), len(tasks) - len(left) + 1):
-                bar.update(outcome.reply is not None)
-                if options.json:
-                    _print_json(_progress(number, len(tasks), outcome.task.key, outcome.reason, budget))
+            try:
+                for number, outcome in enumerate(generation.run(left), len(tasks) - len(left) + 1):
+                    bar.update(outcome.reply is not None)
+                    if options.json:
+                        _print_json(_progress(number, len(tasks), outcome.task.key, outcome.reason, budget))
+            except TeacherError as error:
+                return str(error)
         return generation.ended_by
 
 
@@ -127,8 +137,9 @@ def _finish(folder: Folder, domain: Domain, limit: Limit, options: argparse.Name
         print(describe(report))
         print(f"records: {folder.path / 'records.json'}")
         if report["missing"]:
-            reason = ended_by or "some questions got no answer"
-            print(f"{reason[:1].upper()}{reason[1:]}. To go on: python -m finetune generate --out {folder.path}")
+            reason = (ended_by or "some questions got no answer").rstrip(".")
+            command = f"python -m finetune generate --out {folder.path}"
+            print(f"{reason[:1].upper()}{reason[1:]}. To go on: {command}")
     if ended_by == "stopped":
         return 130
     return 1 if report["missing"] else 0

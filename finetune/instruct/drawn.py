@@ -8,16 +8,25 @@ from finetune.memeworld.talk import description
 from finetune.memeworld.world import make_scene
 
 
-def draw_contexts(folder: Path, pictures: int) -> list[Context]:
-    """Draw the first pictures of the split "train" below `folder`; returns what they show."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    return [_draw(folder, index) for index in range(pictures)]
+def drawn_contexts(pictures: int) -> list[Context]:
+    """What the first pictures of the split "train" show."""
+    return [_context(index) for index in range(pictures)]
 
 
-def _draw(folder: Path, index: int) -> Context:
+def draw_pictures(folder: Path, pictures: int) -> None:
+    """Draw them below `folder`, where their contexts say."""
+    for index in range(pictures):
+        path = folder / _name(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(make_scene("train", index), index).save(path)
+
+
+def _name(index: int) -> str:
+    return f"pictures/{index:06}.png"
+
+
+def _context(index: int) -> Context:
     scene = make_scene("train", index)
-    name = f"pictures/{index:06}.png"
-    draw(scene, index).save(folder / name)
     found = tuple(Box(thing.kind, corners) for thing, corners in zip(scene.things, boxes(scene, index), strict=True))
     lines = tuple(line for line in scene.lines() if line)
-    return Context(f"memeworld-{index:06}", name, (description(scene).split(". ")[0] + ".",), found, ocr=lines)
+    return Context(f"memeworld-{index:06}", _name(index), (description(scene).split(". ")[0] + ".",), found, ocr=lines)

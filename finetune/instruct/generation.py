@@ -105,6 +105,8 @@ class Generation:
                 self.ledger.write("asked", task.key, most)
             reply = self.teacher.ask(task)
             used = reply.usage
+            if used.prompt > most.prompt or used.answer > most.answer:
+                self.ended_by = "the teacher used more tokens than it was allowed, so no budget can be kept"
             provenance = {"teacher": self.teacher.name, "prompt": task.prompt, "context": task.context.digest}
             self.ledger.write("replied", task.key, used, text=reply.text, finish=reply.finish, **provenance)
             return reply

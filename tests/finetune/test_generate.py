@@ -121,10 +121,34 @@ def test_a_teacher_that_cannot_be_used_ends_the_run(
 ) -> None:
     asked: list[dict[str, Any]] = []
     with openai_server([refused], asked) as url:
-        assert generate(url, tmp_path / "out", rows, "--at-once", "1") == 2
+        assert generate(url, tmp_path / "out", rows, "--at-once", "1") == 1
     assert len(asked) == 1
-    assert "OPENAI_API_KEY" in capsys.readouterr().err
+    assert "missing 6: not answered yet" in (shown := capsys.readouterr().out)
+    assert "Check OPENAI_API_KEY" in shown
     assert spent(read_ledger(tmp_path / "out/ledger.jsonl")).tokens == 0
+
+
+def test_a_teacher_that_uses_more_than_it_may_is_not_trusted_again(
+    tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+    with openai_server(reply, asked) as url:
+        assert generate(url, tmp_path / "out", rows, "--at-once", "1", "--max-tokens", "5") == 1
+    assert len(asked) == 1
+    assert "more tokens than it was allowed" in capsys.readouterr().out
+
+
+def test_prompts_that_were_changed_since_are_noticed(
+    tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    domain = tmp_path / "mine"
+    domain.mkdir()
+    (domain / "conversation.md").write_text("Talk.", encoding="utf-8")
+    with openai_server(reply) as url:
+        assert generate(url, tmp_path / "out", rows, "--domain", domain) == 0
+        (domain / "conversation.md").write_text("Talk more.", encoding="utf-8")
+        assert generate(url, tmp_path / "out") == 2
+    assert "begun with prompts" in capsys.readouterr().err
 
 
 def test_a_teacher_that_is_gone_is_not_asked_for_ever(

@@ -5,7 +5,7 @@ import pytest
 
 from finetune.instruct.context import Box, Context, read_contexts, write_contexts
 from finetune.instruct.dialogue import KINDS
-from finetune.instruct.drawn import draw_contexts
+from finetune.instruct.drawn import draw_pictures, drawn_contexts
 from finetune.instruct.objects import Lexicon, plural, read_lexicon
 from finetune.instruct.prompts import PROMPTS, read_domain
 from finetune.memeworld.draw import boxes, label
@@ -104,7 +104,8 @@ def test_drawn_boxes_lie_where_the_labels_say() -> None:
 
 
 def test_a_drawn_context_names_its_things_and_its_text(tmp_path: Path) -> None:
-    contexts = draw_contexts(tmp_path, 5)
+    contexts = drawn_contexts(5)
+    draw_pictures(tmp_path, 5)
     scenes = [make_scene("train", index) for index in range(5)]
     assert [len(context.boxes) for context in contexts] == [len(scene.things) for scene in scenes]
     assert [context.ocr for context in contexts] == [tuple(filter(None, scene.lines())) for scene in scenes]

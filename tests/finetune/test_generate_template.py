@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune.instruct.context import Box, Context, read_contexts
 from finetune.instruct.dialogue import Dialogue, parse_dialogue
-from finetune.instruct.drawn import draw_contexts
+from finetune.instruct.drawn import drawn_contexts
 from finetune.instruct.filters import refusal
 from finetune.instruct.objects import NUMBERS, Lexicon, counted, plural
 from finetune.instruct.prompts import read_domain
@@ -173,9 +173,9 @@ def test_on_real_pictures_nothing_is_refused_but_pictures_without_boxes() -> Non
     assert reasons == {"kept": 77, "empty": 3}
 
 
-def test_memeworld_is_told_as_it_was_drawn(tmp_path: Path) -> None:
+def test_memeworld_is_told_as_it_was_drawn() -> None:
     lexicon = LEXICON.also(KINDS)
-    for index, context in enumerate(draw_contexts(tmp_path, 30)):
+    for index, context in enumerate(drawn_contexts(30)):
         scene = make_scene("train", index)
         dialogue = parse_dialogue(teach(context, categories=KINDS))
         assert_true(dialogue, context, lexicon)
