@@ -18,7 +18,6 @@ from typing import Any
 from llava_app.errors import DataError
 
 ROOT = Path(__file__).parents[1]
-GENERATED = Path("data/generated")
 VERDICTS = ("accept", "edit", "reject")
 PREVIEW_SECONDS = 60
 
@@ -66,7 +65,7 @@ class Item:
 class DataSet:
     """One folder of generated data. Raises DataError when `name` is no folder name."""
 
-    def __init__(self, name: str, parent: Path = GENERATED) -> None:
+    def __init__(self, name: str, parent: Path) -> None:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise DataError(f"The name {name!r:.40} is no folder name. Give letters, digits, dots, dashes.")
         self.name = name

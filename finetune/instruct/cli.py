@@ -18,7 +18,7 @@ from finetune.instruct.folder import Folder, Settings, hash_contexts
 from finetune.instruct.generation import Generation
 from finetune.instruct.ledger import Ledger, read_ledger, replies, spent
 from finetune.instruct.prompts import Domain, read_domain
-from finetune.instruct.teachers import EndpointTeacher, LocalTeacher, Task, Teacher, TeacherError
+from finetune.instruct.teachers import Task, Teacher, TeacherError
 from finetune.instruct.template import TemplateTeacher
 from finetune.interrupt import StopSignal
 from llava_app.errors import DataError
@@ -57,8 +57,12 @@ def make_teacher(
         categories = [box.category for context in contexts for box in context.boxes]
         teacher = TemplateTeacher(domain.lexicon.also(categories), categories)
     elif Path(settings.teacher).is_dir():
+        from finetune.instruct.local import LocalTeacher
+
         teacher = LocalTeacher(Path(settings.teacher), max_tokens=settings.max_tokens)
     else:
+        from finetune.instruct.endpoint import EndpointTeacher
+
         teacher = EndpointTeacher(
             settings.teacher, max_tokens=settings.max_tokens, at_once=options.at_once, timeout=options.timeout
         )

@@ -4,6 +4,8 @@ It belongs on a machine of one's own: it starts processes and reads files of thi
 """
 
 import html
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from llava_app.datasets import GENERATED, DataSet, Item, Order, summary
+from llava_app.datasets import DataSet, Item, Order, summary
 from llava_app.errors import ImageError, UserError
 from llava_app.images import open_image
 from llava_app.ui.display import status
@@ -31,7 +33,7 @@ View = tuple[int, str, Any, list[list[str]]]  # place, heading, picture, dialogu
 class DataHandlers:
     """The events of the tab, on the data sets below `parent`."""
 
-    def __init__(self, parent: Path = GENERATED) -> None:
+    def __init__(self, parent: Path) -> None:
         self.parent = parent
         self._sets: dict[str, DataSet] = {}
 
@@ -89,9 +91,11 @@ class DataHandlers:
         """The file of records, made anew with the reviews."""
         try:
             data = self._set(name)
-            return gr.DownloadButton(value=str(data.export()), interactive=True), status(
-                f"records.json is ready: {summary(data.items())}.", state="ready"
-            )
+            copy = shutil.copy(
+                data.export(), tempfile.mkdtemp(prefix="llava-")
+            )  # the page may hand out files from there
+            line = status(f"records.json is ready: {summary(data.items())}.", state="ready")
+            return gr.DownloadButton(value=copy, interactive=True), line
         except UserError as error:
             return gr.skip(), _problem(error)
 
@@ -104,72 +108,80 @@ class DataHandlers:
 def data(handlers: DataHandlers) -> None:
     """Lay the tab out and connect it."""
     gr.Markdown(ABOUT)
+    name, choices = _choices()
     with gr.Row():
-        with gr.Column():
-            name, choices = _choices()
-            with gr.Row():
-                preview, run, stop = (
-                    gr.Button("Preview prompts"),
-                    gr.Button("Write", variant="primary"),
-                    gr.Button("Stop"),
-                )
-        with gr.Column():
-            line = gr.HTML(status("Nothing is running.", state="ready"), elem_id="data-status")
-            prompts = gr.Textbox(label="Exact prompts", lines=14, max_lines=14, interactive=False, elem_id="prompts")
+        preview, run, stop = (
+            gr.Button(label, variant=variant, min_width=120)
+            for label, variant in (("Preview prompts", "secondary"), ("Write", "primary"), ("Stop", "secondary"))
+        )
+    line = gr.HTML(status("Nothing is running.", state="ready"), elem_id="data-status")
+    prompts = gr.Textbox(label="Exact prompts", lines=3, max_lines=16, interactive=False, elem_id="prompts")
     preview.click(handlers.preview, [name, *choices], [prompts, line], **EVENT)
-    run.click(handlers.run, [name, *choices], line, **EVENT)
     stop.click(handlers.stop, name, None, **EVENT)
-    _browse(handlers, name)
+    _browse(handlers, name, run.click(handlers.run, [name, *choices], line, **EVENT))
 
 
 def _choices() -> tuple[gr.Textbox, list[gr.components.Component]]:
     """The name of the data set, and what `_order` takes, in its order."""
-    name = gr.Textbox("first", label="Name of the data set", elem_id="data-name")
+    with gr.Row():
+        name = gr.Textbox("first", label="Name of the data set", info="the same name goes on", elem_id="data-name")
+        drawn = gr.Number(
+            20,
+            label="Draw pictures of the built-in world",
+            info="or give files",
+            precision=0,
+            minimum=0,
+            maximum=10_000,
+        )
     files = gr.File(
-        label="Captions and boxes (COCO .json files, or .jsonl)", file_count="multiple", file_types=[".json", ".jsonl"]
+        label="Captions and boxes (COCO .json files, or .jsonl)",
+        file_count="multiple",
+        file_types=[".json", ".jsonl"],
+        height=120,
     )
-    drawn = gr.Number(
-        20, label="Or draw so many pictures of the built-in world", precision=0, minimum=0, maximum=10_000
-    )
-    kinds = gr.CheckboxGroup(list(KINDS), value=list(KINDS[:2]), label="Kinds", elem_id="kinds")
-    domain = gr.Dropdown(
-        list(DOMAINS), value="general", label="Domain", info="or a folder of prompts", allow_custom_value=True
-    )
-    teacher = gr.Textbox(
-        "template",
-        label="Teacher",
-        info="template needs no model; else a model's folder, or a model's name at OPENAI_BASE_URL",
-    )
-    limit = gr.Number(0, label="Only the first … pictures", info="0 is all", precision=0, minimum=0)
-    budget = gr.Number(0, label="Budget in tokens", info="0 is no limit", precision=0, minimum=0)
+    with gr.Row():
+        kinds = gr.CheckboxGroup(list(KINDS), value=list(KINDS[:2]), label="Kinds", elem_id="kinds")
+        domain = gr.Dropdown(
+            list(DOMAINS), value="general", label="Domain", info="or a folder of prompts", allow_custom_value=True
+        )
+    with gr.Row():
+        teacher = gr.Textbox(
+            "template", label="Teacher", info="template, a model's folder, or a model at OPENAI_BASE_URL", scale=2
+        )
+        limit = gr.Number(0, label="Only the first", info="pictures; 0 is all", precision=0, minimum=0)
+        budget = gr.Number(0, label="Budget", info="in tokens; 0 is no limit", precision=0, minimum=0)
     return name, [files, drawn, kinds, domain, teacher, limit, budget]
 
 
-def _browse(handlers: DataHandlers, name: gr.Textbox) -> None:
+def _browse(handlers: DataHandlers, name: gr.Textbox, written: gr.events.Dependency) -> None:
     """Results beside their pictures."""
     place = gr.State(0)
-    pictures = gr.Textbox("", label="Folder of your pictures", info="empty for drawn ones", elem_id="pictures")
+    heading = gr.HTML(elem_id="data-heading")
     with gr.Row():
-        picture = gr.Image(label="Picture", interactive=False, height=320)
-        with gr.Column():
-            heading = gr.HTML(elem_id="data-heading")
+        with gr.Column(scale=2):
+            picture = gr.Image(label="Picture", interactive=False, height=300)
+            pictures = gr.Textbox("", label="Folder of your pictures", info="empty for drawn ones", elem_id="pictures")
+        with gr.Column(scale=3):
             dialogue = gr.Dataframe(
                 headers=["Question", "Answer"],
+                column_widths=["40%", "60%"],
                 type="array",
                 column_count=2,
                 wrap=True,
-                interactive=True,
                 elem_id="dialogue",
             )
     view = [place, heading, picture, dialogue]
+    written.then(handlers.show, [name, place, gr.State(0), pictures], view, **EVENT)
     with gr.Row():
         for label, step in (("Back", -1), ("Show", 0), ("Next", 1)):
-            gr.Button(label).click(handlers.show, [name, place, gr.State(step), pictures], view, **EVENT)
+            button = gr.Button(label, min_width=90)
+            button.click(handlers.show, [name, place, gr.State(step), pictures], view, **EVENT)
         for label, verdict in (("Accept", "accept"), ("Keep my edit", "edit"), ("Reject", "reject")):
             inputs = [name, place, gr.State(verdict), dialogue, pictures]
-            gr.Button(label).click(handlers.decide, inputs, view, **EVENT)
+            gr.Button(label, min_width=90).click(handlers.decide, inputs, view, **EVENT)
+    with gr.Row():
         export = gr.Button("Export")
-        download = gr.DownloadButton("Download", interactive=False)
+        download = gr.DownloadButton("Download records.json", interactive=False)
     export.click(handlers.export, name, [download, heading], **EVENT)
 
 

@@ -36,7 +36,7 @@ def build(models: Models) -> gr.Blocks:
                 with gr.Tab("Chat", elem_id="chat-tab"):
                     chat(handlers, page, model)
                 with gr.Tab("Data", elem_id="data-tab"):
-                    data(DataHandlers())
+                    data(DataHandlers(models.runs / "data"))
     return page
 
 
