@@ -1,4 +1,4 @@
-"""python -m finetune VERB: recipes, check, plan, assemble, align, instruct, export, import, evaluate, memeworld."""
+"""python -m finetune VERB; without one it lists them."""
 
 import argparse
 import os
@@ -192,6 +192,10 @@ def _plan(arguments: list[str]) -> int:
     return code
 
 
+def _generate(arguments: list[str]) -> int:
+    return int(import_module("finetune.instruct.cli").main(arguments))
+
+
 def _evaluate(arguments: list[str]) -> int:
     import_module("finetune.evaluate.cli").main(arguments)
     return 0
@@ -211,6 +215,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "instruct": (_instruct, "stage 2: projector and language model learn on dialogues"),
     "export": (_export, "a finished run becomes one whole model with a model card"),
     "import": (_import, "a checkpoint of the original LLaVA code becomes a standard folder"),
+    "generate": (_generate, "write dialogues from captions and boxes, by a teacher that sees no picture"),
     "evaluate": (_evaluate, "measure a model"),
     "memeworld": (_memeworld, "make the built-in world and its model from nothing"),
 }

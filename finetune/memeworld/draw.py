@@ -108,6 +108,18 @@ def label(scene: Scene, seed: int) -> PatchLabels:
     )
 
 
+def boxes(scene: Scene, seed: int) -> list[tuple[float, float, float, float]]:
+    """Where `draw` puts the things of the same scene and seed: x1, y1, x2, y2 as fractions of the side, to 0.001."""
+    rng = random.Random(f"draw/{seed}")
+    PAINT_BACKGROUND[scene.background](None, rng, 1)
+    found = []
+    for thing in scene.things:
+        points = [point for polygon in _placed(thing, _pose(rng, thing), 1) for point in polygon]
+        across, down = ([min(1.0, max(0.0, round(value, 3))) for value in axis] for axis in zip(*points, strict=True))
+        found.append((min(across), min(down), max(across), max(down)))
+    return found
+
+
 def _owners(cover: np.ndarray, things: int) -> np.ndarray:
     """(112, 112) thing numbers → (64,): the thing that covers most of a patch, 0 where that is under a sixth of it."""
     patches = cover.reshape(GRID, 14, GRID, 14).swapaxes(1, 2).reshape(GRID * GRID, -1)

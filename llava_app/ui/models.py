@@ -43,7 +43,7 @@ class Models:
         self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
         self._load = load
-        self._runs = runs
+        self.runs = runs
         self._slots: dict[Card, _Slot] = {}
         self._pinned: tuple[Card, ...] = ()
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class Models:
 
     def cards(self) -> dict[str, Card]:
         """The models to choose from, by a key that stays the same whatever else is in the list."""
-        listed = catalogue(self._runs)
+        listed = catalogue(self.runs)
         sources = {card.source for card in listed}
         pinned = {f"folder/{Path(card.source).name}": card for card in self._pinned if card.source not in sources}
         return pinned | {_key(card): card for card in listed}

@@ -1,5 +1,6 @@
 """The page: a head with the model list, and the chat below it."""
 
+import os
 from pathlib import Path
 
 import gradio as gr
@@ -8,6 +9,7 @@ from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
 from llava_app.ui.chat_tab import chat, model_list
+from llava_app.ui.data_tab import DataHandlers, data
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.models import Models, load_locally
@@ -27,7 +29,14 @@ def build(models: Models) -> gr.Blocks:
         with gr.Row(elem_id="head"):
             gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
             model = model_list(handlers)
-        chat(handlers, page, model)
+        if "SPACE_ID" in os.environ:  # a public page: nothing there starts processes or reads files
+            chat(handlers, page, model)
+        else:
+            with gr.Tabs(elem_id="tabs"):
+                with gr.Tab("Chat", elem_id="chat-tab"):
+                    chat(handlers, page, model)
+                with gr.Tab("Data", elem_id="data-tab"):
+                    data(DataHandlers(models.runs / "data"))
     return page
 
 

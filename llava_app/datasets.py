@@ -1,0 +1,195 @@
+"""Data sets that a text-only teacher writes: the generation runs as a process of its own, its files are read here.
+
+The process is `python -m finetune generate --json`; what its folder holds is said in finetune/instruct/README.md.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_app.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+VERDICTS = ("accept", "edit", "reject")
+PREVIEW_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a person wants written. Either `files` are given, or the number of pictures to be `drawn`."""
+
+    files: tuple[Path, ...] = ()
+    drawn: int = 0
+    kinds: tuple[str, ...] = ()
+    domain: str = "general"
+    teacher: str = "template"
+    limit: int | None = None
+    budget_tokens: int | None = None
+
+    def arguments(self) -> list[str]:
+        """For the command line. Raises DataError when there is nothing to write about."""
+        if not self.files and not self.drawn:
+            raise DataError("There are no pictures to write about. Choose a file, or let some be drawn.")
+        if not self.kinds:
+            raise DataError("No kind of data is chosen. Choose at least one.")
+        options = {
+            "memeworld": self.drawn,
+            "kinds": ",".join(self.kinds),
+            "domain": self.domain,
+            "teacher": self.teacher,
+            "limit": self.limit,
+            "budget-tokens": self.budget_tokens,
+        }
+        return [*map(str, self.files), *(f"--{name}={value}" for name, value in options.items() if value)]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A written dialogue: kept, or refused for a reason."""
+
+    key: str
+    image: str
+    dialogue: tuple[tuple[str, str], ...]
+    reason: str = ""
+    verdict: str = ""
+
+
+class DataSet:
+    """One folder of generated data. Raises DataError when `name` is no folder name."""
+
+    def __init__(self, name: str, parent: Path) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise DataError(f"The name {name!r:.40} is no folder name. Give letters, digits, dots, dashes.")
+        self.name = name
+        self.path = (parent / name).absolute()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def preview(self, order: Order) -> str:
+        """The exact prompts for the first picture, and what all of them would cost. Raises DataError."""
+        command = self._command([*order.arguments(), "--dry-run"])
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PREVIEW_SECONDS, check=False)
+        if done.returncode:
+            raise DataError(self._shown(done.stderr))
+        return _first_picture(done.stdout)
+
+    def start(self, order: Order) -> None:
+        """Begin, or go on where the same order was left. Raises DataError while it is being written."""
+        arguments = order.arguments()
+        if self.is_running:
+            raise DataError(f"{self.name} is being written already. Stop it first, or give another name.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "progress.jsonl").open("wb") as progress, (self.path / "problem.txt").open("wb") as problem:
+            command = self._command([*arguments, "--json"])
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdout=progress, stderr=problem, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def stop(self) -> None:
+        """Ask the process to end; what was answered is kept."""
+        if self._process and self.is_running:
+            self._process.send_signal(signal.SIGINT)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def progress(self) -> dict[str, Any]:
+        """The last line that the process said: counts while it runs, its report at the end; {} before."""
+        lines = _text(self.path / "progress.jsonl").rpartition("\n")[0].splitlines()
+        return json.loads(lines[-1]) if lines else {}
+
+    def problem(self) -> str:
+        """What the process complained of, without paths; "" where it did not."""
+        return self._shown(_text(self.path / "problem.txt"))
+
+    def items(self) -> list[Item]:
+        """Everything written, as reviewed: what is kept, then what the filters refused."""
+        reviews = {line["key"]: line for line in map(json.loads, _text(self._reviews).splitlines())}
+        kept = [Item(record["id"], record["image"], _dialogue(record)) for record in self._read("records")]
+        refused = [
+            Item(
+                item["id"],
+                item["image"],
+                tuple(map(tuple, item["dialogue"])),
+                f"{item['reason']} {item['details']}".strip(),
+            )
+            for item in self._read("refused")
+        ]
+        return [_reviewed(item, reviews[item.key]) if item.key in reviews else item for item in kept + refused]
+
+    def review(self, key: str, verdict: str, dialogue: Sequence[Sequence[str]] = ()) -> None:
+        """Write down what a person decided; with "edit" the dialogue as it shall be. Raises DataError."""
+        if verdict not in VERDICTS or key not in {item.key for item in self.items()}:
+            raise DataError("There is no such dialogue to review. Open the data set again.")
+        edited = [[" ".join(str(text).split()) for text in turn] for turn in dialogue]
+        if verdict == "edit" and (not edited or not all(len(turn) == 2 and all(turn) for turn in edited)):
+            raise DataError("Every line needs a question and an answer. Fill it, or take it out.")
+        line = {"key": key, "verdict": verdict} | ({"dialogue": edited} if verdict == "edit" else {})
+        with self._reviews.open("a", encoding="utf-8") as reviews:
+            reviews.write(json.dumps(line, ensure_ascii=False) + "\n")
+            reviews.flush()
+            os.fsync(reviews.fileno())
+
+    def export(self) -> Path:
+        """Write the records again, with the reviews; returns the file. Raises DataError."""
+        command = self._command(["--export", "--json"])
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PREVIEW_SECONDS, check=False)
+        records = self.path / "records.json"
+        if not records.exists():
+            raise DataError(self._shown(done.stderr))
+        return records
+
+    @property
+    def _reviews(self) -> Path:
+        return self.path / "reviews.jsonl"
+
+    def _command(self, arguments: list[str]) -> list[str]:
+        return [sys.executable, "-m", "finetune", "generate", *arguments, f"--out={self.path}"]
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        return json.loads(_text(self.path / f"{name}.json") or "[]")
+
+    def _shown(self, complaint: str) -> str:
+        """The last line of a complaint; of paths only the last name."""
+        lines = complaint.strip().splitlines() or [""]
+        return re.sub(r"(?:/[\w.@+-]+)+/", "", lines[-1])
+
+
+def summary(items: Sequence[Item]) -> str:
+    """How many dialogues there are, and what became of them."""
+    counts = Counter(item.verdict for item in items if item.verdict)
+    refused = sum(bool(item.reason) for item in items)
+    decided = ", ".join(f"{count} {verdict}ed" for verdict, count in counts.items())
+    return f"{len(items) - refused} kept, {refused} refused" + (f"; reviewed: {decided}" if decided else "")
+
+
+def _first_picture(prompts: str) -> str:
+    """Of printed prompts those of the first picture, and the last line."""
+    parts = re.split(r"(?m)^(?==== .+/\w+ · \w+ ===$)", prompts)
+    pictures = [re.match(r"=== (.+)/\w+ ·", part) for part in parts]
+    first = next((match[1] for match in pictures if match), "")
+    shown = [part for part, match in zip(parts, pictures, strict=True) if match and match[1] == first]
+    estimate = prompts.strip().rpartition("\n")[2]
+    return "".join(shown).replace(estimate, "").rstrip() + f"\n\n{estimate}"
+
+
+def _reviewed(item: Item, review: dict[str, Any]) -> Item:
+    dialogue = tuple(map(tuple, review.get("dialogue", item.dialogue)))
+    return Item(item.key, item.image, dialogue, item.reason, review["verdict"])
+
+
+def _dialogue(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    values = [turn["value"].removeprefix("<image>\n") for turn in record["conversations"]]
+    return tuple(zip(values[::2], values[1::2], strict=True))
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.exists() else ""

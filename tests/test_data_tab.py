@@ -1,0 +1,115 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_app.datasets import ROOT, DataSet, Order
+from llava_app.errors import DataError
+from llava_app.ui.data_tab import DataHandlers
+
+DRAWN = (None, 3, ["conversation", "detail"], "general", "template", 0, 0)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data set "drawn", written by the real process."""
+    parent = tmp_path_factory.mktemp("data")
+    said = list(DataHandlers(parent).run("drawn", *DRAWN))
+    assert "Kept 3 conversation, 3 detail. 0 tokens." in said[-1]
+    return parent
+
+
+def test_the_exact_prompts_of_the_first_picture_are_shown(tmp_path: Path) -> None:
+    shown, problem = DataHandlers(tmp_path).preview("new", *DRAWN)
+    assert problem == ""
+    assert shown.startswith("=== memeworld-000000/conversation · system ===\nYou write training data")
+    assert "memeworld-000001" not in shown
+    assert "6 questions: about" in shown.split("\n")[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_shown_beside_their_pictures(parent: Path) -> None:
+    handlers = DataHandlers(parent)
+    place, heading, picture, dialogue = handlers.show("drawn", 0, 0, "")
+    assert (place, picture.size) == (0, (224, 224))
+    assert "1 of 6: memeworld-000000/conversation, kept" in heading
+    record = json.loads((parent / "drawn/records.json").read_text(encoding="utf-8"))[0]
+    assert ["<image>\n" + dialogue[0][0], dialogue[0][1]] == [turn["value"] for turn in record["conversations"][:2]]
+    assert handlers.show("drawn", 0, -1, "")[0] == 5
+
+
+def test_reviews_are_kept_and_exported(parent: Path) -> None:
+    handlers = DataHandlers(parent)
+    place, _, _, _ = handlers.decide("drawn", 0, "reject", [], "")
+    assert place == 1
+    handlers.decide("drawn", 2, "edit", [["What is it?", "A star."]], "")
+    handlers.decide("drawn", 4, "accept", [], "")
+    button, line = handlers.export("drawn")
+    assert "5 kept, 1 refused; reviewed: 1 edited, 1 accepted, 1 rejected." in line
+    records = json.loads(Path(button.value["path"]).read_text(encoding="utf-8"))
+    assert len(records) == 5
+    edited = next(record for record in records if record["provenance"]["review"] == "edit")
+    assert [turn["value"] for turn in edited["conversations"]] == ["<image>\nWhat is it?", "A star."]
+
+
+def test_an_edit_needs_both_sides(parent: Path) -> None:
+    line = DataHandlers(parent).decide("drawn", 1, "edit", [["What is it?", " "]], "")[1]
+    assert "Every line needs a question and an answer" in line
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda handlers: handlers.preview("../up", *DRAWN)[1], "no folder name"),
+        (lambda handlers: handlers.preview("new", None, 0, *DRAWN[2:])[1], "no pictures to write about"),
+        (lambda handlers: handlers.preview("new", None, 3, [], *DRAWN[3:])[1], "No kind of data"),
+        (lambda handlers: handlers.preview("new", *DRAWN[:3], "--help", *DRAWN[4:])[1], "--help is no domain"),
+        (
+            lambda handlers: list(handlers.run("new", *DRAWN[:2], ["reasoning"], *DRAWN[3:]))[-1],
+            "cannot write reasoning",
+        ),
+        (lambda handlers: handlers.show("empty", 0, 0, "")[1], "Nothing is written yet"),
+        (lambda handlers: handlers.decide("empty", 0, "accept", [], "")[1], "no such dialogue"),
+        (lambda handlers: handlers.export("empty")[1], "holds no generation"),
+    ],
+)
+def test_what_cannot_be_done_is_explained(tmp_path: Path, call: Callable[[DataHandlers], Any], said: str) -> None:
+    line = call(DataHandlers(tmp_path))
+    assert said in line
+    assert str(tmp_path) not in line
+
+
+def test_a_running_generation_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
+    data = DataSet("long", tmp_path)
+    order = Order(drawn=150, kinds=("detail",))
+    data.start(order)
+    with pytest.raises(DataError, match="being written already"):
+        data.start(order)
+    while "done" not in data.progress():
+        assert data.is_running, data.problem()
+    data.stop()
+    data._process.wait()
+    left = data.progress()["missing"]
+    assert 0 < left < 150
+    data.start(order)
+    data._process.wait()
+    assert data.progress()["missing"] == 0
+
+
+def test_the_tab_is_absent_on_a_public_page(tmp_path: Path) -> None:
+    built = (
+        "import os, sys; from pathlib import Path; from llava_app.ui.models import Models; "
+        "from llava_app.ui.page import build; models = Models(None, None, runs=Path(sys.argv[1])); "
+        "ids = lambda: {getattr(block, 'elem_id', None) for block in build(models).blocks.values()}; "
+        "here = ids(); os.environ['SPACE_ID'] = 'somebody/llava'; there = ids(); "
+        "print('data-tab' in here, 'data-tab' in there, 'conversation' in there)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "SPACE_ID"}
+    command = [sys.executable, "-c", built, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "True"]
