@@ -1,4 +1,4 @@
-"""python -m finetune VERB: assemble, align, instruct, evaluate, memeworld."""
+"""python -m finetune VERB: assemble, align, instruct, evaluate, score, compare, memeworld."""
 
 import argparse
 import os
@@ -130,6 +130,16 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _score(arguments: list[str]) -> int:
+    import_module("finetune.evaluate.score").main(arguments)
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    import_module("finetune.evaluate.compare").main(arguments)
+    return 0
+
+
 def _memeworld(arguments: list[str]) -> int:
     import_module("finetune.memeworld.cli").main(arguments)
     return 0
@@ -140,6 +150,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "align": (_align, "stage 1: the projector learns on captions"),
     "instruct": (_instruct, "stage 2: projector and language model learn on dialogues"),
     "evaluate": (_evaluate, "measure a model"),
+    "score": (_score, "score answers and reviews that were made elsewhere"),
+    "compare": (_compare, "measured models side by side, with intervals and a paired test"),
     "memeworld": (_memeworld, "make the built-in world and its model from nothing"),
 }
 
