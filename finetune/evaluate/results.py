@@ -5,13 +5,14 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune.evaluate.intervals import Interval, interval, ratio
 from llava_app.engine import Sampling
 from llava_app.errors import DataError
-from llava_app.images import Picture
+from llava_app.images import Picture, open_image
 
 GREEDY = Sampling(temperature=0)  # as LLaVA-1.5 was measured (docs/Evaluation.md of haotian-liu/LLaVA)
 RESULTS, SCORES = "results.jsonl", "scores.json"
@@ -53,7 +54,7 @@ class Suite:
     """Questions, how their answers are marked, and further tables of the report, by title."""
 
     name: str  # names the folder of its results
-    measure: str  # of what the score is a percentage
+    measure: str  # read after the percentage: "right"
     questions: Sequence[Question]
     mark: Callable[[list[Answer]], list[Result]]
     sampling: Sampling = GREEDY
@@ -73,6 +74,13 @@ class Scores:
     missing: dict[str, int]  # reason → questions that it is not made of
     by_category: dict[str, float | None]
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def opened(file: Path) -> Callable[[], Picture]:
+    """What opens this picture. Raises DataError when there is no such file: no score is made of what is left."""
+    if not file.is_file():
+        raise DataError(f"There is no picture {file}. Give the folder of the pictures: --images FOLDER.")
+    return partial(open_image, file)
 
 
 def each(mark: Callable[[Question, str], bool | float]) -> Callable[[list[Answer]], list[Result]]:
@@ -126,7 +134,7 @@ def write_results(folder: Path, results: list[Result]) -> None:
 
 def write_scores(file: Path, found: Scores) -> None:
     """Put the scores of one suite into `file`, beside those of other suites that are there."""
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    stored = read_json(file) if file.exists() else {}
     stored[found.suite] = asdict(found)
     write_whole(file, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
 
@@ -152,7 +160,7 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON ({type(error).__name__}). Give the official file.") from error
+        raise DataError(f"{file} cannot be read as JSON ({type(error).__name__}). Put a whole file there.") from error
 
 
 def text_of(row: Mapping[str, Any], *names: str) -> str:

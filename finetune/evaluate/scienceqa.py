@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluate.results import Answer, Question, Result, Suite, each, read_json
+from finetune.evaluate.results import Question, Result, Suite, each, opened, read_json
 from llava_app.engine import Sampling
 from llava_app.errors import DataError
-from llava_app.images import open_image
 
 LETTERS = "ABCDE"
 COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
@@ -104,7 +103,7 @@ def suite(problems: Mapping[str, Problem], images: Path, *, kind: str, limit: in
 
     return Suite(
         f"scienceqa-{kind}",
-        "right answers",
+        "right",
         [_question(problem, images, kind) for problem in asked],
         each(lambda question, text: is_right(problems[question.identifier], text)),
         Sampling(temperature=0, max_new_tokens=TOKENS[kind]),
@@ -153,18 +152,13 @@ def texts_by_id(answers: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return texts
 
 
-def answers_of(answers: Iterable[Answer]) -> dict[str, str]:
-    """The texts that a model wrote, by problem."""
-    return {answer.question.identifier: answer.text for answer in answers if answer.problem is None}
-
-
 def _question(problem: Problem, images: Path, kind: str) -> Question:
     file = problem.image and images / problem.split / problem.identifier / problem.image
     return Question(
         problem.identifier,
         SUBJECTS[problem.subject],
         prompt(problem, kind),
-        (lambda: open_image(file)) if file else None,
+        opened(file) if file else None,
         (LETTERS[problem.answer],),
     )
 
