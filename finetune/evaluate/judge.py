@@ -45,7 +45,7 @@ class Consulted:
 
 def consult(judge: Judge, asked: Mapping[str, Messages], ledger_file: Path) -> Consulted:
     """Ask everything that `ledger_file` holds no reply to. What fails is missing, and asked again by the next run."""
-    session = _Session(judge, Ledger(ledger_file))
+    session = _Session(judge, ledger_file)
     keys = {name: session.key(messages) for name, messages in asked.items()}
     distinct = {key: asked[name] for name, key in keys.items()}
     with ThreadPoolExecutor(judge.at_once) as people:
@@ -58,9 +58,8 @@ def consult(judge: Judge, asked: Mapping[str, Messages], ledger_file: Path) -> C
 class _Session:
     """One round of questions, by their keys; `given_up` says why no more is asked."""
 
-    def __init__(self, judge: Judge, ledger: Ledger) -> None:
+    def __init__(self, judge: Judge, ledger_file: Path) -> None:
         self.judge = judge
-        self.ledger = ledger
         self.replies: dict[str, str] = {}
         self.missing: dict[str, str] = {}
         self.given_up: str | None = None
@@ -72,6 +71,7 @@ class _Session:
             raise DataError(
                 "The judge needs a key: set OPENAI_API_KEY (to any text where the server asks for none)."
             ) from error
+        self.ledger = Ledger(ledger_file)
 
     def close(self) -> None:
         self._client.close()
