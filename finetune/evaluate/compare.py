@@ -161,15 +161,16 @@ def _between(found: Interval | None) -> str:
 
 
 def _page(compared: Sequence[Comparison]) -> str:
-    from finetune.evaluate.plots import FEWEST_SPOKES, bars, radar
+    from finetune.evaluate.plots import FEWEST_SPOKES, bars, radar, spokes
     from finetune.evaluate.report import document, html_table
 
     parts = ["<h1>Models compared</h1>"]
     for found in compared:
         scored = [(row.model, row.score, row.interval, True) for row in found.rows if row.score is not None]
         parts += [f"<h2>{found.suite}, {found.count} questions</h2>", html_table(_cells(found)), bars("%", scored)]
-        if len(found.rows[0].by_category) >= FEWEST_SPOKES:
-            parts.append(radar("by category, %", {row.model: row.by_category for row in found.rows}))
+        by_model = {row.model: row.by_category for row in found.rows}
+        if len(spokes(by_model)) >= FEWEST_SPOKES:
+            parts.append(radar("by category, %", by_model))
     return document("Models compared", "\n".join(parts))
 
 

@@ -16,21 +16,27 @@ FEWEST_SPOKES = 3
 
 
 def radar(title: str, values: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Model → category → per cent, one line for each model; a category that has no score is drawn at 0."""
-    categories = list(dict.fromkeys(name for scores in values.values() for name in scores))
+    """Model → category → per cent, one line for each model; a spoke for each category that all have a score in."""
+    categories = spokes(values)
     angles = np.linspace(0, 2 * np.pi, len(categories), endpoint=False)
     figure = Figure(figsize=(5.2, 4.4))
     axes = figure.add_subplot(projection="polar")
     for (model, scores), colour in zip(values.items(), _colours(len(values)), strict=True):
-        heights = [scores.get(category) or 0.0 for category in categories]
+        heights = [scores[category] or 0.0 for category in categories]
         axes.plot([*angles, angles[0]], [*heights, heights[0]], color=colour, label=model)
         axes.fill(angles, heights, color=colour, alpha=0.12)
     axes.set_xticks(angles, categories, fontsize=8)
-    axes.set_ylim(0, max(100.0, *(value or 0.0 for scores in values.values() for value in scores.values())))
+    axes.set_ylim(0, max(100.0, *(scores[category] or 0.0 for scores in values.values() for category in categories)))
     axes.set_title(title, fontsize=10)
     if len(values) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.25, -0.12), fontsize=8)
     return _svg(figure)
+
+
+def spokes(values: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """The categories in which every model has a score; a radar needs FEWEST_SPOKES."""
+    names = dict.fromkeys(name for scores in values.values() for name in scores)
+    return [name for name in names if all(scores.get(name) is not None for scores in values.values())]
 
 
 def bars(title: str, rows: Sequence[tuple[str, float, Interval | None, bool]]) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from io import BytesIO
 from typing import Any
 
-from finetune.evaluate.plots import FEWEST_SPOKES, bars, radar
+from finetune.evaluate.plots import FEWEST_SPOKES, bars, radar, spokes
 from finetune.evaluate.published import PUBLISHED
 from finetune.evaluate.results import Result, Scores
 from llava_app.errors import ImageError
@@ -92,8 +92,9 @@ def _by_category(found: Scores, table: Any) -> str:
 
 def _plots(found: Scores) -> str:
     parts = []
-    if len(found.by_category) >= FEWEST_SPOKES:
-        parts.append(radar(f"{found.suite} by category, %", {found.model: found.by_category}))
+    by_model = {found.model: found.by_category}
+    if len(spokes(by_model)) >= FEWEST_SPOKES:
+        parts.append(radar(f"{found.suite} by category, %", by_model))
     published = PUBLISHED.get(found.suite, ())
     if published and found.score is not None:
         rows = [(found.model, found.score, found.interval, True)]

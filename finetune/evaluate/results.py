@@ -109,7 +109,7 @@ def scores(suite: Suite, results: list[Result], *, model: str, seed: int) -> Sco
         interval([(result.points or 0.0, result.out_of) for result in counted], seed) if counted else None,
         len(counted),
         dict(Counter(result.why for result in results if result.points is None)),
-        {category: percentage(some) for category, some in by_category(counted).items()},
+        {category: percentage(some) for category, some in by_category(results).items()},
         suite.tables(results),
     )
 

@@ -1,9 +1,7 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from finetune.evaluate import cli
 from finetune.evaluate.memeworld import (
     ALSO_RIGHT,
     GREEDY,
@@ -108,12 +106,6 @@ def test_the_shipped_model_asks_for_a_picture_before_it_answers(shipped: LocalEn
 def test_scenes_told_in_words_need_no_picture(shipped: LocalEngine) -> None:
     asked = ask_all(shipped, asking="described", split="heldout", limit=13)
     assert all(result.question.show is None for result in asked)
-
-
-def test_a_limit_below_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main([str(Path("x")), "memeworld", "--limit", "0"])
-    assert "ask at least 1" in capsys.readouterr().err
 
 
 def test_scenes_of_different_splits_differ() -> None:
