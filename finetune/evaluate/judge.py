@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openai
 
@@ -39,11 +40,11 @@ class Judge:
 class Consulted:
     """What the judge replied and, where it did not, why, both by the name of what was asked."""
 
-    replies: dict[str, str]
-    missing: dict[str, str]
+    replies: dict[Any, str]
+    missing: dict[Any, str]
 
 
-def consult(judge: Judge, asked: Mapping[str, Messages], ledger_file: Path) -> Consulted:
+def consult(judge: Judge, asked: Mapping[Any, Messages], ledger_file: Path) -> Consulted:
     """Ask everything that `ledger_file` holds no reply to. What fails is missing, and asked again by the next run."""
     session = _Session(judge, ledger_file)
     keys = {name: session.key(messages) for name, messages in asked.items()}

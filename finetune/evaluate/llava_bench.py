@@ -1,12 +1,23 @@
 """LLaVA-Bench (Liu et al. 2023): a text-only judge scores a model's answers beside GPT-4's, on COCO or in the wild."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluate.judge import SYSTEM, Judge, Messages, consult
-from finetune.evaluate.results import Answer, Question, Result, Suite, opened, read_lines, text_of, unanswered
+from finetune.evaluate.judge import SYSTEM, Consulted, Judge, Messages, consult
+from finetune.evaluate.results import (
+    Answer,
+    Question,
+    Result,
+    Suite,
+    opened,
+    read_lines,
+    text_of,
+    unanswered,
+    write_whole,
+)
 from finetune.evaluate.reviews import NO_SCORES, Pair, pair_of, relative_score
 from llava_app.engine import Sampling
 from llava_app.errors import DataError
@@ -91,11 +102,11 @@ def download_wild() -> Path:
         ) from error
 
 
-def suite(bench: Bench, images: Path, judge: Judge, *, reviews: Path, both_orders: bool = False) -> Suite:
-    """Answers marked by `judge`; every review is kept in the file `reviews`."""
+def suite(bench: Bench, images: Path, judge: Judge, *, folder: Path, both_orders: bool = False) -> Suite:
+    """Answers marked by `judge`, whose reviews are kept in `folder`."""
 
     def mark(answers: list[Answer]) -> list[Result]:
-        return review(bench, answers, judge, reviews=reviews, both_orders=both_orders)
+        return review(bench, answers, judge, folder=folder, both_orders=both_orders)
 
     questions = [
         Question(
@@ -117,35 +128,46 @@ def suite(bench: Bench, images: Path, judge: Judge, *, reviews: Path, both_order
     )
 
 
-def review(bench: Bench, answers: Sequence[Answer], judge: Judge, *, reviews: Path, both_orders: bool) -> list[Result]:
-    """Points are the candidate's scores, out_of the reference's. A question without all its reviews is missing."""
+def review(bench: Bench, answers: Sequence[Answer], judge: Judge, *, folder: Path, both_orders: bool) -> list[Result]:
+    """Points are the candidate's scores, out_of the reference's. A question without all its reviews is missing.
+
+    Every reply is kept in judge.jsonl, those to these answers in reviews.jsonl, as `score reviews` reads them.
+    """
     orders = (False, True) if both_orders else (False,)
-    answered = [answer for answer in answers if answer.problem is None]
     asked = {
-        _name(answer, swapped): bench.ask_judge(answer.question, answer.text, swapped=swapped)
-        for answer in answered
+        (answer.question.identifier, swapped): bench.ask_judge(answer.question, answer.text, swapped=swapped)
+        for answer in answers
+        if answer.problem is None
         for swapped in orders
     }
-    consulted = consult(judge, asked, reviews)
+    consulted = consult(judge, asked, folder / "judge.jsonl")
+    _write_reviews(folder / "reviews.jsonl", answers, consulted)
+    return [_marked(answer, consulted, orders) for answer in answers]
 
-    def marked(answer: Answer) -> Result:
-        if answer.problem is not None:
-            return unanswered(answer)
-        found: list[Pair] = []
-        for swapped in orders:
-            name = _name(answer, swapped)
-            if name in consulted.missing:
-                return Result(answer.question, answer.text, None, why=consulted.missing[name])
-            pair = pair_of(consulted.replies[name], swapped=swapped)
-            if pair is None:
-                return Result(answer.question, answer.text, None, why=f"a review with {NO_SCORES}")
-            found.append(pair)
-        points = sum(pair.candidate for pair in found) / len(found)
-        most = sum(pair.reference for pair in found) / len(found)
-        why = consulted.replies[_name(answer, False)]
-        return Result(answer.question, answer.text, points, most, why)
 
-    return [marked(answer) for answer in answers]
+def _marked(answer: Answer, consulted: Consulted, orders: Sequence[bool]) -> Result:
+    if answer.problem is not None:
+        return unanswered(answer)
+    found: list[Pair] = []
+    for swapped in orders:
+        asked = (answer.question.identifier, swapped)
+        pair = pair_of(consulted.replies.get(asked, ""), swapped=swapped)
+        if pair is None:
+            why = consulted.missing.get(asked, f"a review with {NO_SCORES}")
+            return Result(answer.question, answer.text, None, why=why)
+        found.append(pair)
+    points = sum(pair.candidate for pair in found) / len(found)
+    most = sum(pair.reference for pair in found) / len(found)
+    return Result(answer.question, answer.text, points, most, consulted.replies[answer.question.identifier, False])
+
+
+def _write_reviews(file: Path, answers: Sequence[Answer], consulted: Consulted) -> None:
+    categories = {answer.question.identifier: answer.question.category for answer in answers}
+    rows = [
+        {"question_id": name, "category": categories[name], "swapped": swapped, "text": text}
+        for (name, swapped), text in consulted.replies.items()
+    ]
+    write_whole(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
 def _means(results: list[Result]) -> dict[str, dict[str, Any]]:
@@ -159,10 +181,6 @@ def _means(results: list[Result]) -> dict[str, dict[str, Any]]:
         "relative score": relative_score(pairs),
     }
     return {"Mean scores from the judge": means}
-
-
-def _name(answer: Answer, swapped: bool) -> str:
-    return f"{answer.question.identifier}{'-swapped' if swapped else ''}"
 
 
 def _told(row: Mapping[str, Any]) -> str:

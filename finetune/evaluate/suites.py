@@ -52,7 +52,7 @@ def _memeworld_name(options: argparse.Namespace) -> str:
 def _vibes(options: argparse.Namespace, judge: Judge | None, folder: Path) -> Suite:
     from finetune.evaluate import vibes
 
-    return vibes.suite(judge, reviews=folder / "reviews.jsonl")
+    return vibes.suite(judge, reviews=folder / "judge.jsonl")
 
 
 def _llava_bench(options: argparse.Namespace, judge: Judge | None, folder: Path) -> Suite:
@@ -63,8 +63,8 @@ def _llava_bench(options: argparse.Namespace, judge: Judge | None, folder: Path)
     wild = options.suite == "llava-bench-wild"
     data = options.data or (llava_bench.download_wild() if wild else _data(options))
     bench = llava_bench.read_bench(options.suite, data)
-    images, reviews = options.images or data / "images", folder / "reviews.jsonl"
-    suite = llava_bench.suite(bench, images, judge, reviews=reviews, both_orders=options.both_orders)
+    images = options.images or data / "images"
+    suite = llava_bench.suite(bench, images, judge, folder=folder, both_orders=options.both_orders)
     return replace(suite, questions=suite.questions[: options.limit])
 
 

@@ -15,6 +15,7 @@ from finetune.evaluate import llava_bench, pope, scienceqa, textvqa, vibes
 from finetune.evaluate.ensembles import ensembles
 from finetune.evaluate.judge import Judge
 from finetune.evaluate.results import Answer, Question, Result, Suite, scores
+from finetune.evaluate.reviews import read_rows, tally
 from llava_app.errors import DataError
 from tests.openai_server import Reply, Status, openai_server
 
@@ -206,8 +207,7 @@ def bench_files(folder: Path) -> Path:
 
 def bench(folder: Path, url: str, *, both_orders: bool = False) -> tuple[Suite, list[Result]]:
     read = llava_bench.read_bench("llava-bench-coco", bench_files(folder))
-    reviews = folder / "reviews.jsonl"
-    suite = llava_bench.suite(read, folder / "images", judge(url), reviews=reviews, both_orders=both_orders)
+    suite = llava_bench.suite(read, folder / "images", judge(url), folder=folder, both_orders=both_orders)
     return suite, answered(suite, {question.identifier: "Mine." for question in suite.questions})
 
 
@@ -230,7 +230,7 @@ def test_the_relative_score_is_over_questions_and_by_category(tmp_path: Path) ->
         suite, results = bench(tmp_path, url)
     found = scores(suite, results, model="m", seed=0)
     assert found.score == pytest.approx(92.857, abs=0.001)
-    assert found.by_category == {"conv": 50, "detail": 150}
+    assert found.by_category == {"conv": 50, "detail": 150, "complex": None}
     assert found.count == 2
     assert sum(found.missing.values()) == 1
 
@@ -241,6 +241,15 @@ def test_a_judge_that_prefers_the_first_place_is_evened_out_by_both_orders(tmp_p
         suite, results = bench(tmp_path, url, both_orders=True)
     assert scores(suite, results, model="m", seed=0).score == 100
     assert len(asked) == 6
+
+
+def test_the_reviews_that_are_kept_come_to_the_same_score(tmp_path: Path) -> None:
+    with openai_server(["8 4", "6 9", "7 7", "5 6", "9 9", "8 1"]) as url:
+        suite, results = bench(tmp_path, url, both_orders=True)
+    found = tally(read_rows(tmp_path / "reviews.jsonl"))
+    expected = scores(suite, results, model="m", seed=0)
+    assert found.relative_score == pytest.approx(expected.score)
+    assert found.by_category == pytest.approx(expected.by_category)
 
 
 def test_a_question_without_both_reviews_is_missing(tmp_path: Path) -> None:
