@@ -25,7 +25,7 @@ def ask_all(
 
     def ask(question: Question) -> Answer:
         try:
-            conversation = Conversation().ask(question.text, [question.show()] if question.show else [])
+            conversation = Conversation().ask(question.text, question.pictures())
             return Answer(question, _answer(engine, conversation, sampling, ledger=ledger, model=model))
         except (ContextError, ImageError) as error:
             return Answer(question, problem=str(error))

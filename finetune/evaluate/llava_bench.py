@@ -113,7 +113,7 @@ def suite(bench: Bench, images: Path, judge: Judge, *, folder: Path, both_orders
             str(row["question_id"]),
             str(row["category"]),
             text_of(row, "text"),
-            opened(_picture(images, row["image"])),
+            (opened(_picture(images, row["image"])),),
             (bench.references[str(row["question_id"])],),
         )
         for row in bench.questions

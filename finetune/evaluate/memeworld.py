@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from finetune.evaluate.asking import ask_all as answers
-from finetune.evaluate.results import Question, Result, Suite, by_category, each
+from finetune.evaluate.results import Question, Result, Show, Suite, by_category, each
 from finetune.memeworld import talk
 from finetune.memeworld.draw import draw
 from finetune.memeworld.world import Scene, make_scene
@@ -42,29 +42,30 @@ def as_upload(image: Image.Image, name: str) -> Picture:
     return open_image(file.getvalue(), name)
 
 
-Asking = Callable[[str, int, Callable[[], Picture]], Question]
+Shows = tuple[Show, ...]
+Asking = Callable[[str, int, Shows], Question]
 
 
-def suite_question(split: str, index: int, show: Callable[[], Picture]) -> Question:
+def suite_question(split: str, index: int, shows: Shows) -> Question:
     """A question phrased as in training."""
     exchange = talk.suite_question(split, index, make_scene(split, index))
-    return Question(_name(split, index), exchange.kind, exchange.question, show, (exchange.answer,))
+    return Question(_name(split, index), exchange.kind, exchange.question, shows, (exchange.answer,))
 
 
-def unseen(split: str, index: int, show: Callable[[], Picture]) -> Question:
+def unseen(split: str, index: int, shows: Shows) -> Question:
     """A question in a phrasing that training never produced; any answer that says what was asked for is right."""
     scene = make_scene(split, index)
     exchange = talk.unseen_question(index, scene)
     right = {exchange.answer: None} | {accept(scene): None for accept in ALSO_RIGHT.get(exchange.kind, ())}
-    return Question(_name(split, index), exchange.kind, exchange.question, show, tuple(right))
+    return Question(_name(split, index), exchange.kind, exchange.question, shows, tuple(right))
 
 
-def captions(split: str, index: int, show: Callable[[], Picture]) -> Question:
+def captions(split: str, index: int, shows: Shows) -> Question:
     """No question: the caption that stage 1 learns. The things and the place must be right, then the text as well."""
-    return Question(_name(split, index), "caption", "", show, (talk.caption(make_scene(split, index)),))
+    return Question(_name(split, index), "caption", "", shows, (talk.caption(make_scene(split, index)),))
 
 
-def described(split: str, index: int, _: Callable[[], Picture]) -> Question:
+def described(split: str, index: int, _: Shows) -> Question:
     """The suite's question without a picture, its scene told in words: for a language model that has no eyes yet."""
     scene = make_scene(split, index)
     exchange = talk.suite_question(split, index, scene)
@@ -72,7 +73,7 @@ def described(split: str, index: int, _: Callable[[], Picture]) -> Question:
     return Question(_name(split, index), exchange.kind, told, right=(exchange.answer,))
 
 
-def unshown(split: str, index: int, _: Callable[[], Picture]) -> Question:
+def unshown(split: str, index: int, _: Shows) -> Question:
     """The suite's question with nothing to look at: right is to say so, or to refuse what is always refused."""
     exchange = talk.suite_question(split, index, make_scene(split, index))
     right = (talk.NO_PICTURE, exchange.answer) if exchange.kind == "refusal" else (talk.NO_PICTURE,)
@@ -97,7 +98,7 @@ ASKING: dict[str, Asking] = {
 def questions(*, asking: str, split: str, limit: int, swap_pictures: bool = False) -> list[Question]:
     """The first `limit` questions of a split, each about its own picture or, swapped, about another one."""
     offset = SWAP if swap_pictures else 0
-    return [ASKING[asking](split, index, partial(picture_of, split, index + offset)) for index in range(limit)]
+    return [ASKING[asking](split, index, (partial(picture_of, split, index + offset),)) for index in range(limit)]
 
 
 def suite(name: str, asked: list[Question]) -> Suite:

@@ -63,7 +63,7 @@ def _questions(folder: Path, images: Path, split: str) -> list[Question]:
             f"{split}/{row.get('question_id', number)}",
             split,
             f"{text_of(row, 'text')}\n{SHORT}",
-            opened(images / text_of(row, "image")),
+            (opened(images / text_of(row, "image")),),
             (_label(row),),
         )
         for number, row in enumerate(read_lines(folder / f"coco_pope_{split}.json"), 1)

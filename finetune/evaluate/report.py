@@ -10,6 +10,7 @@ from finetune.evaluate.plots import FEWEST_SPOKES, bars, radar, spokes
 from finetune.evaluate.published import PUBLISHED
 from finetune.evaluate.results import Result, Scores
 from llava_app.errors import ImageError
+from llava_app.images import Picture
 
 EXAMPLES = 6  # best ones, and as many worst ones
 LISTED = 20  # a suite of so few results is listed whole
@@ -119,16 +120,18 @@ def _example(result: Result) -> str:
     right = " or ".join(result.question.right)
     lines = [result.question.text, f"Right: {right}" * bool(right), f"Said: {result.answer}", _mark(result)]
     caption = "\n".join(line for line in lines if line)
-    return f"<figure>{_thumbnail(result)}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{_thumbnails(result)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _thumbnail(result: Result) -> str:
-    if result.question.show is None:
-        return ""
+def _thumbnails(result: Result) -> str:
     try:
-        image = result.question.show().image.copy()
+        return "".join(map(_thumbnail, result.question.pictures()))
     except ImageError:
         return "<p>(its picture is gone)</p>"
+
+
+def _thumbnail(picture: Picture) -> str:
+    image = picture.image.copy()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = BytesIO()
     image.save(file, "JPEG", quality=80)

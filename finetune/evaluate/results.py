@@ -15,18 +15,23 @@ from llava_app.errors import DataError
 from llava_app.images import Picture, open_image
 
 GREEDY = Sampling(temperature=0)  # as LLaVA-1.5 was measured (docs/Evaluation.md of haotian-liu/LLaVA)
+Show = Callable[[], Picture]
 RESULTS, SCORES = "results.jsonl", "scores.json"
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a suite; `show` opens its picture, `right` is what a right answer is read against."""
+    """One question of a suite; `shows` open its pictures, `right` is what a right answer is read against."""
 
     identifier: str
     category: str
     text: str
-    show: Callable[[], Picture] | None = field(default=None, compare=False)
+    shows: tuple[Show, ...] = field(default=(), compare=False)
     right: tuple[str, ...] = ()
+
+    def pictures(self) -> list[Picture]:
+        """The pictures it is about, opened now. Raises ImageError."""
+        return [show() for show in self.shows]
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Scores:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def opened(file: Path) -> Callable[[], Picture]:
+def opened(file: Path) -> Show:
     """What opens this picture. Raises DataError when there is no such file: no score is made of what is left."""
     if not file.is_file():
         raise DataError(f"There is no picture {file}. Give the folder of the pictures: --images FOLDER.")

@@ -158,7 +158,7 @@ def _question(problem: Problem, images: Path, kind: str) -> Question:
         problem.identifier,
         SUBJECTS[problem.subject],
         prompt(problem, kind),
-        opened(file) if file else None,
+        (opened(file),) if file else (),
         (LETTERS[problem.answer],),
     )
 

@@ -82,7 +82,7 @@ def _question(row: dict, images: Path) -> Question:
         raise DataError(f"TextVQA's question {row.get('question_id')} has not {PEOPLE} answers. Give the val file.")
     text = f"{text_of(row, 'question')}\n{SHORT}"
     picture = opened(images / f"{text_of(row, 'image_id')}.jpg")
-    return Question(str(row["question_id"]), "all", text, picture, tuple(answers))
+    return Question(str(row["question_id"]), "all", text, (picture,), tuple(answers))
 
 
 def _unpunctuated(text: str) -> str:

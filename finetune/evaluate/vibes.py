@@ -149,7 +149,7 @@ def _passed(results: Sequence[Result], category: str) -> int:
 
 
 def _question(name: str, vibe: Vibe, picture: str) -> Question:
-    return Question(name, vibe.category, vibe.question, opened(MEMES / f"{picture}.png"), (vibe.rule(),))
+    return Question(name, vibe.category, vibe.question, (opened(MEMES / f"{picture}.png"),), (vibe.rule(),))
 
 
 def _ask_judge(vibe: Vibe, answer: str) -> Messages:

@@ -140,7 +140,9 @@ def test_another_model_another_picture_and_other_words_are_other_questions(tmp_p
 
     def asked(text: str, picture: Path, model: str) -> int:
         list(
-            ask_all(engine, [Question("1", "", text, lambda: open_image(picture))], GREEDY, ledger=ledger, model=model)
+            ask_all(
+                engine, [Question("1", "", text, (lambda: open_image(picture),))], GREEDY, ledger=ledger, model=model
+            )
         )
         return len((tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines())
 
@@ -162,7 +164,7 @@ def test_a_question_that_cannot_be_asked_has_a_problem_and_no_answer() -> None:
     def gone() -> Any:
         raise ImageError("gone.png cannot be opened.")
 
-    long, broken = Question("1", "", "word " * 5000), Question("2", "", "What?", gone)
+    long, broken = Question("1", "", "word " * 5000), Question("2", "", "What?", (gone,))
     answers = list(ask_all(engine, [long, broken], GREEDY))
     engine.close()
     assert [answer.problem is not None for answer in answers] == [True, True]

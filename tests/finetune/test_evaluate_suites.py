@@ -325,8 +325,7 @@ def test_only_test_problems_are_asked(tmp_path: Path) -> None:
 def test_pictures_lie_where_the_official_download_puts_them(tmp_path: Path) -> None:
     draw(tmp_path / "images" / "test" / "0", "image.png")
     suite = scienceqa.suite(problems(tmp_path, 1, image="image.png"), tmp_path / "images", kind="letter")
-    assert suite.questions[0].show
-    assert suite.questions[0].show().image.size == (8, 8)
+    assert [picture.image.size for picture in suite.questions[0].pictures()] == [(8, 8)]
 
 
 def test_the_ensembles_are_those_of_the_paper(tmp_path: Path) -> None:
