@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     """Ask, mark, write, print; with --json one JSON object as the last line. Raises UserError."""
     options = _parser().parse_args(arguments)
     card = find(options.model)
-    folder = options.out or EVALUATIONS / model_name(card) / name_of(options)
+    folder = options.out or options.root / model_name(card) / name_of(options)
     suite = build(options, _judge(options), folder)
     folder.mkdir(parents=True, exist_ok=True)
     results = _results(card, suite, folder, options.precision)
@@ -100,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--data", type=Path, help="the official files: a folder, or TextVQA's file")
     parser.add_argument("--images", type=Path, help="folder of the pictures (default: images beside the data)")
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {EVALUATIONS}/MODEL/SUITE)")
+    parser.add_argument("--root", type=Path, default=EVALUATIONS, help=f"of the results of all models ({EVALUATIONS})")
+    parser.add_argument("--out", type=Path, help="folder of these results (default: ROOT/MODEL/SUITE)")
     parser.add_argument(
         "--limit", type=_positive, help="number of questions (all; memeworld 1000; POPE: of each split)"
     )
