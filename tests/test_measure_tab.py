@@ -7,10 +7,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import gradio as gr
 import pytest
 
 from finetune.evaluate.suites import SUITES as REAL_SUITES
@@ -45,11 +43,11 @@ def test_a_model_is_measured_and_its_report_is_shown(handlers: MeasureHandlers) 
     ((model, suite, score, count, missing),) = handlers.rows()
     assert (model, suite, count, missing) == ("tiny", "memeworld-heldout", 3, 0)
     assert 0 <= float(score) <= 100
-    shown = handlers.show(cast(gr.SelectData, SimpleNamespace(index=[0, 1])))
+    shown = handlers.show(*handlers.names())
     assert shown.startswith("<iframe")
     assert "sandbox" in shown
     assert "memeworld-heldout" in shown
-    assert handlers.show(cast(gr.SelectData, SimpleNamespace(index=[7, 0]))) == ""
+    assert handlers.show("../../secret") == ""
 
 
 def test_what_went_wrong_is_said_without_paths(handlers: MeasureHandlers, tmp_path: Path) -> None:

@@ -54,13 +54,16 @@ class MeasureHandlers:
         """The table of reports."""
         return [_row(report) for report in self.evaluation.reports()]
 
-    def show(self, selected: gr.SelectData) -> str:
-        """The report in the chosen row, in a frame that runs nothing."""
-        reports = self.evaluation.reports()
-        place = selected.index[0]
-        if not 0 <= place < len(reports):
+    def names(self) -> list[str]:
+        """The reports to choose from."""
+        return [_name(report) for report in self.evaluation.reports()]
+
+    def show(self, name: str | None) -> str:
+        """The report of this name, in a frame that runs nothing."""
+        found = next((report for report in self.evaluation.reports() if _name(report) == name), None)
+        if found is None:
             return ""
-        page = reports[place].page.read_text(encoding="utf-8")
+        page = found.page.read_text(encoding="utf-8")
         return f'<iframe title="Report" sandbox srcdoc="{html.escape(page)}" class="report"></iframe>'
 
 
@@ -77,11 +80,13 @@ def measure(handlers: MeasureHandlers, page: gr.Blocks) -> None:
     with gr.Row():
         run, stop = gr.Button("Measure", variant="primary", elem_id="measure-run"), gr.Button("Stop")
     line = gr.HTML(status("Nothing is running.", state="ready"), elem_id="measure-status")
-    table = gr.Dataframe(headers=HEAD, interactive=False, label="Reports; choose one", elem_id="measure-reports")
+    table = gr.Dataframe(headers=HEAD, interactive=False, label="Measured so far", elem_id="measure-reports")
+    chosen = gr.Dropdown([], label="Report", elem_id="measure-report")
     report = gr.HTML("")
     run.click(handlers.run, [model, suite, data, judge, limit], line, **EVENT).then(handlers.rows, None, table, **EVENT)
     stop.click(handlers.stop, None, None, **EVENT)
-    table.select(handlers.show, None, report, **EVENT)
+    chosen.input(handlers.show, chosen, report, **EVENT)
+    chosen.focus(lambda: gr.Dropdown(choices=handlers.names()), None, chosen, **EVENT)
     page.load(handlers.rows, None, table, **EVENT)
     page.load(lambda: _choices(handlers.models), None, model, **EVENT)
 
@@ -89,6 +94,10 @@ def measure(handlers: MeasureHandlers, page: gr.Blocks) -> None:
 def _choices(models: Models) -> Any:
     cards = models.cards()
     return gr.Dropdown(choices=[(card.name, key) for key, card in cards.items()], value=next(iter(cards)))
+
+
+def _name(report: Report) -> str:
+    return f"{report.model}: {report.suite}"
 
 
 def _row(report: Report) -> list[Any]:
