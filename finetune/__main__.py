@@ -201,6 +201,16 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _score(arguments: list[str]) -> int:
+    import_module("finetune.evaluate.score").main(arguments)
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    import_module("finetune.evaluate.compare").main(arguments)
+    return 0
+
+
 def _memeworld(arguments: list[str]) -> int:
     import_module("finetune.memeworld.cli").main(arguments)
     return 0
@@ -217,6 +227,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "import": (_import, "a checkpoint of the original LLaVA code becomes a standard folder"),
     "generate": (_generate, "write dialogues from captions and boxes, by a teacher that sees no picture"),
     "evaluate": (_evaluate, "measure a model"),
+    "score": (_score, "score answers and reviews that were made elsewhere"),
+    "compare": (_compare, "measured models side by side, with intervals and a paired test"),
     "memeworld": (_memeworld, "make the built-in world and its model from nothing"),
 }
 

@@ -1,44 +1,24 @@
 """The memeworld suite: exact match on questions about drawn pictures that training never showed."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 
+from finetune.evaluate.asking import ask_all as answers
+from finetune.evaluate.results import Question, Result, Show, Suite, by_category, each
 from finetune.memeworld import talk
 from finetune.memeworld.draw import draw
 from finetune.memeworld.world import Scene, make_scene
-from llava_app.conversation import Conversation
 from llava_app.engine import Engine, Sampling
 from llava_app.images import Picture, open_image
 
 GREEDY = Sampling(temperature=0, max_new_tokens=96)
-AT_ONCE = 8  # questions that an engine answers together
 SWAP = 7  # with pictures swapped, question i is asked about picture i + SWAP
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question of the suite: what is asked, and every answer that counts as right."""
-
-    kind: str
-    conversation: Conversation
-    right: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One answered question."""
-
-    question: Question
-    answer: str
-
-    @property
-    def is_right(self) -> bool:
-        return self.answer in self.question.right
+REFUSALS = (talk.NO_PERSON, talk.NO_MIND, talk.NO_PICTURE, talk.NOT_MINE)
 
 
 @dataclass(frozen=True)
@@ -62,31 +42,42 @@ def as_upload(image: Image.Image, name: str) -> Picture:
     return open_image(file.getvalue(), name)
 
 
-def suite(split: str, index: int, shown: Picture) -> Question:
+Shows = tuple[Show, ...]
+Asking = Callable[[str, int, Shows], Question]
+
+
+def suite_question(split: str, index: int, shows: Shows) -> Question:
     """A question phrased as in training."""
     exchange = talk.suite_question(split, index, make_scene(split, index))
-    return Question(exchange.kind, Conversation().ask(exchange.question, [shown]), frozenset([exchange.answer]))
+    return Question(_name(split, index), exchange.kind, exchange.question, shows, (exchange.answer,))
 
 
-def unseen(split: str, index: int, shown: Picture) -> Question:
+def unseen(split: str, index: int, shows: Shows) -> Question:
     """A question in a phrasing that training never produced; any answer that says what was asked for is right."""
     scene = make_scene(split, index)
     exchange = talk.unseen_question(index, scene)
-    right = {exchange.answer} | {accept(scene) for accept in ALSO_RIGHT.get(exchange.kind, ())}
-    return Question(exchange.kind, Conversation().ask(exchange.question, [shown]), frozenset(right))
+    right = {exchange.answer: None} | {accept(scene): None for accept in ALSO_RIGHT.get(exchange.kind, ())}
+    return Question(_name(split, index), exchange.kind, exchange.question, shows, tuple(right))
 
 
-def captions(split: str, index: int, shown: Picture) -> Question:
+def captions(split: str, index: int, shows: Shows) -> Question:
     """No question: the caption that stage 1 learns. The things and the place must be right, then the text as well."""
-    return Question("caption", Conversation().ask("", [shown]), frozenset([talk.caption(make_scene(split, index))]))
+    return Question(_name(split, index), "caption", "", shows, (talk.caption(make_scene(split, index)),))
 
 
-def described(split: str, index: int, shown: Picture) -> Question:
+def described(split: str, index: int, _: Shows) -> Question:
     """The suite's question without a picture, its scene told in words: for a language model that has no eyes yet."""
     scene = make_scene(split, index)
     exchange = talk.suite_question(split, index, scene)
     told = f"{talk.description(scene)}\n{exchange.question}"
-    return Question(exchange.kind, Conversation().ask(told), frozenset([exchange.answer]))
+    return Question(_name(split, index), exchange.kind, told, right=(exchange.answer,))
+
+
+def unshown(split: str, index: int, _: Shows) -> Question:
+    """The suite's question with nothing to look at: right is to say so, or to refuse what is always refused."""
+    exchange = talk.suite_question(split, index, make_scene(split, index))
+    right = (talk.NO_PICTURE, exchange.answer) if exchange.kind == "refusal" else (talk.NO_PICTURE,)
+    return Question(_name(split, index), exchange.kind, exchange.question, right=right)
 
 
 # What else says the same in substance: no joke is no joke in whichever words, a description names what is there.
@@ -95,34 +86,62 @@ ALSO_RIGHT: dict[str, tuple[Callable[[Scene], str], ...]] = {
     "describe": (talk.caption,),
     "funny": (talk.joke_answer,),
 }
-ASKING: dict[str, Callable[[str, int, Picture], Question]] = {
-    "suite": suite,
+ASKING: dict[str, Asking] = {
+    "suite": suite_question,
     "unseen": unseen,
     "captions": captions,
     "described": described,
+    "unshown": unshown,
 }
 
 
+def questions(*, asking: str, split: str, limit: int, swap_pictures: bool = False) -> list[Question]:
+    """The first `limit` questions of a split, each about its own picture or, swapped, about another one."""
+    offset = SWAP if swap_pictures else 0
+    return [ASKING[asking](split, index, (partial(picture_of, split, index + offset),)) for index in range(limit)]
+
+
+def suite(name: str, asked: list[Question]) -> Suite:
+    """Exact match with what training would have answered."""
+    return Suite(name, "right", asked, mark, GREEDY, lambda results: {"Refusals": refusals(results)})
+
+
 def ask_all(engine: Engine, *, asking: str, split: str, limit: int, swap_pictures: bool = False) -> Iterator[Result]:
-    """Ask `limit` questions of a split, greedily, one conversation each, several at once."""
+    """Ask the questions, greedily, one conversation each, several at once."""
+    asked = questions(asking=asking, split=split, limit=limit, swap_pictures=swap_pictures)
+    for answer in answers(engine, asked, GREEDY):
+        yield from mark([answer])
 
-    def ask(index: int) -> Result:
-        shown = picture_of(split, index + SWAP if swap_pictures else index)
-        question = ASKING[asking](split, index, shown)
-        answer = "".join(piece.text for piece in engine.answer(question.conversation, GREEDY))
-        return Result(question, answer.strip())
 
-    with ThreadPoolExecutor(AT_ONCE) as people:
-        yield from people.map(ask, range(limit))
+mark = each(lambda question, text: text in question.right)
+
+
+def refusals(results: list[Result]) -> dict[str, Any]:
+    """Calibration: how often it refused what it should refuse, and how often what it could have answered, in per cent.
+
+    An answer is a refusal when it is one of the four sentences that training taught for that.
+    """
+    counted = [result for result in results if result.points is not None]
+    due = [result.answer in REFUSALS for result in counted if set(result.question.right) <= set(REFUSALS)]
+    undue = [result.answer in REFUSALS for result in counted if not set(result.question.right) & set(REFUSALS)]
+    return {
+        "refused where it should": 100 * sum(due) / len(due) if due else None,
+        "of questions": len(due),
+        "refused where it should not": 100 * sum(undue) / len(undue) if undue else None,
+        "of other questions": len(undue),
+    }
 
 
 def score(results: list[Result]) -> Score:
     """The share of right answers, by kind and over all."""
-    by_kind: dict[str, list[bool]] = defaultdict(list)
-    for result in results:
-        by_kind[result.question.kind].append(result.is_right)
+    hits = [result.points == 1 for result in results]
+    kinds = by_category(results)
     return Score(
-        accuracy=sum(result.is_right for result in results) / len(results),
-        count=len(results),
-        by_kind={kind: sum(hits) / len(hits) for kind, hits in sorted(by_kind.items())},
+        accuracy=sum(hits) / len(hits),
+        count=len(hits),
+        by_kind={kind: sum(result.points == 1 for result in some) / len(some) for kind, some in kinds.items()},
     )
+
+
+def _name(split: str, index: int) -> str:
+    return f"{split}-{index}"

@@ -1,11 +1,17 @@
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from finetune.evaluate import cli
-from finetune.evaluate.memeworld import ALSO_RIGHT, GREEDY, Question, Result, ask_all, picture_of, score, suite, unseen
+from finetune.evaluate.memeworld import (
+    ALSO_RIGHT,
+    GREEDY,
+    ask_all,
+    picture_of,
+    questions,
+    refusals,
+    score,
+)
+from finetune.evaluate.results import Question, Result
 from finetune.memeworld import talk
 from finetune.memeworld.phrasings import UNSEEN
 from finetune.memeworld.world import make_scene
@@ -54,49 +60,50 @@ def test_the_base_has_not_learned_to_see() -> None:
     assert result.accuracy <= 0.4
 
 
-def test_a_score_counts_by_kind() -> None:
-    def result(kind: str, answer: str) -> Result:
-        return Result(Question(kind, Conversation(), frozenset(["Yes."])), answer)
+def result(kind: str, answer: str, right: str = "Yes.") -> Result:
+    return Result(Question("1", kind, "?", right=(right,)), answer, float(answer == right))
 
+
+def test_a_score_counts_by_kind() -> None:
     counted = score([result("a", "Yes."), result("a", "No."), result("b", "yes.")])
     assert counted.by_kind == {"a": 0.5, "b": 0.0}
     assert counted.accuracy == pytest.approx(1 / 3)
     assert counted.count == 3
 
 
+def test_refusals_are_counted_where_they_are_due_and_where_they_are_not() -> None:
+    due = [result("refusal", talk.NO_MIND, talk.NO_MIND), result("refusal", "A cat.", talk.NO_PERSON)]
+    undue = [result("what", "A cat.", "A cat."), result("what", talk.NOT_MINE, "A dog."), result("what", "A cat.", "?")]
+    found = refusals(due + undue)
+    assert found["refused where it should"] == 50
+    assert found["refused where it should not"] == pytest.approx(100 / 3)
+    assert (found["of questions"], found["of other questions"]) == (2, 3)
+
+
 def test_each_unseen_phrasing_is_asked_in_turn() -> None:
-    shown = picture_of("heldout", 0)
-    asked = [unseen("heldout", index, shown) for index in range(len(UNSEEN))]
-    assert [question.kind for question in asked] == [kind for kind, _ in UNSEEN]
-    assert asked[0].conversation.turns[0].question == "whats funny here"
+    asked = questions(asking="unseen", split="heldout", limit=len(UNSEEN))
+    assert [question.category for question in asked] == [kind for kind, _ in UNSEEN]
+    assert asked[0].text == "whats funny here"
     assert set(ALSO_RIGHT) <= {kind for kind, _ in UNSEEN}
 
 
 def test_swapping_shows_another_picture_for_the_same_question() -> None:
-    mine = suite("heldout", 3, picture_of("heldout", 3))
-    other = suite("heldout", 3, picture_of("heldout", 10))
-    assert mine.conversation.turns[0].question == other.conversation.turns[0].question
-    assert mine.right == other.right
-    assert mine.conversation.pictures != other.conversation.pictures
+    mine = questions(asking="suite", split="heldout", limit=4)[3]
+    other = questions(asking="suite", split="heldout", limit=4, swap_pictures=True)[3]
+    assert mine == other
+    assert mine.pictures() == [picture_of("heldout", 3)]
+    assert other.pictures() == [picture_of("heldout", 10)]
 
 
-def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main([str(DEMO / "memeworld"), "memeworld", "--split", "combinations", "--limit", "13", "--json"])
-    printed = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
-    assert printed.keys() == {"accuracy", "count", "by_kind"}
-    assert printed["count"] == 13
-    assert set(printed["by_kind"]) == set(talk.SUITE)
+def test_the_shipped_model_asks_for_a_picture_before_it_answers(shipped: LocalEngine) -> None:
+    asked = list(ask_all(shipped, asking="unshown", split="heldout", limit=26))
+    assert not any(result.question.shows for result in asked)
+    assert score(asked).accuracy >= 0.8
 
 
 def test_scenes_told_in_words_need_no_picture(shipped: LocalEngine) -> None:
     asked = ask_all(shipped, asking="described", split="heldout", limit=13)
-    assert not any(result.question.conversation.pictures for result in asked)
-
-
-def test_a_limit_below_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main([str(Path("x")), "memeworld", "--limit", "0"])
-    assert "ask at least 1" in capsys.readouterr().err
+    assert not any(result.question.shows for result in asked)
 
 
 def test_scenes_of_different_splits_differ() -> None:

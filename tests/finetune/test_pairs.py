@@ -5,8 +5,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.evaluate.memeworld import score
-from finetune.evaluate.pairs import ask_pairs, pair_question
+from finetune.evaluate.asking import ask_all
+from finetune.evaluate.memeworld import GREEDY, score, suite
+from finetune.evaluate.pairs import questions
 from finetune.memeworld.pairs import make_pair, write_pairs
 from finetune.memeworld.world import HELD_OUT, KINDS, SPLITS
 from llava_app.conversation import from_record
@@ -64,10 +65,10 @@ def test_records_are_read_by_the_training(tmp_path: Path) -> None:
 
 
 def test_the_suite_asks_about_both_pictures(tiny_loaded: Loaded) -> None:
-    question = pair_question("heldout", 3, shown=3)
-    assert len(question.conversation.pictures) == 2
-    assert pair_question("heldout", 3, shown=17).conversation.pictures != question.conversation.pictures
+    own, swapped = (questions(split="heldout", limit=4, swap_pictures=swap) for swap in (False, True))
+    assert len(own[3].pictures()) == 2
+    assert own[3].pictures() != swapped[3].pictures()
     engine = LocalEngine(tiny_loaded)
-    results = list(ask_pairs(engine, split="heldout", limit=2))
+    results = suite("pairs", own).mark(list(ask_all(engine, own[:2], GREEDY)))
     engine.close()
     assert score(results).by_kind.keys() == {"which", "changed"}

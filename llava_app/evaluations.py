@@ -1,0 +1,106 @@
+"""Evaluations: `python -m finetune evaluate` as a process of its own, and the reports that it leaves."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_app.errors import BusyError, DataError
+
+EVALUATIONS = Path("evaluations")
+ROOT = Path(__file__).parents[1]
+SUITES = ("vibes", "memeworld", "scienceqa", "pope", "textvqa", "llava-bench-coco", "llava-bench-wild")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a person wants measured; `limit` 0 is all questions."""
+
+    source: str  # of the model: its folder or Hub id
+    suite: str
+    data: str = ""
+    judge: str = ""
+    limit: int = 0
+
+    def arguments(self) -> list[str]:
+        """For the command line. Raises DataError for a suite that there is not."""
+        if self.suite not in SUITES:
+            raise DataError(f"There is no suite “{self.suite:.40}”. Choose one of {', '.join(SUITES)}.")
+        options = {"data": self.data, "judge": self.judge, "limit": max(0, self.limit)}
+        return [self.source, self.suite, *(f"--{name}={value}" for name, value in options.items() if value)]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One suite of one model: its score in per cent, None where there is none, and its page."""
+
+    model: str
+    suite: str
+    score: float | None
+    count: int
+    missing: int
+    page: Path
+
+
+class Evaluation:
+    """The one evaluation that this page runs at a time; all files lie below `folder`."""
+
+    def __init__(self, folder: Path = EVALUATIONS) -> None:
+        self.folder = folder.absolute()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, order: Order) -> None:
+        """Begin, or go on from the answers that are there. Raises BusyError while another one runs, DataError."""
+        arguments = order.arguments()
+        if self.is_running:
+            raise BusyError("An evaluation is running already. Wait for it, or stop it.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "finetune", "evaluate", *arguments, f"--root={self.folder}"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def stop(self) -> None:
+        """Ask the process to end; what was answered is kept."""
+        if self._process and self.is_running:
+            self._process.send_signal(signal.SIGINT)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def progress(self) -> str:
+        """How far it is: "12 of 90 questions"; before the first one, that the model loads."""
+        counts = re.findall(r"(\d+)/(\d+) \[", self._said())
+        return "{} of {} questions".format(*counts[-1]) if counts else "The model is being loaded"
+
+    def outcome(self) -> str:
+        """How it ended. Raises DataError with its last words, without paths, when it failed."""
+        lines = [line for line in re.split(r"[\r\n]+", self._said()) if line.strip()] or [""]
+        if self._process is None or self._process.returncode == 0:
+            return "Done."
+        if self._process.returncode in (130, -signal.SIGINT):
+            return "Stopped. The answers are kept; the same order goes on from them."
+        raise DataError(re.sub(r"(?:/[\w.@+-]+)+/", "", lines[-1]))
+
+    def reports(self) -> list[Report]:
+        """The newest first."""
+        pages = sorted(self.folder.glob("*/*/report.html"), key=lambda page: page.stat().st_mtime, reverse=True)
+        return [_report(page) for page in pages]
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "last.log"
+
+    def _said(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+
+
+def _report(page: Path) -> Report:
+    found = next(iter(json.loads((page.parent / "scores.json").read_text(encoding="utf-8")).values()))
+    missing = sum(found["missing"].values())
+    return Report(page.parents[1].name, found["suite"], found["score"], found["count"], missing, page)
