@@ -107,6 +107,13 @@ def default_card() -> tuple[Card, str]:
     return big, f"{room}."
 
 
+def why_precision(card: Card) -> str | None:
+    """Which precision `load` would choose here, and why; None for a Hub model that has not been downloaded."""
+    if card.kind == "hub" and not _cached(card):
+        return None
+    return _choose_precision("auto", _folder(card), device=_device())[1]
+
+
 def make_processor(
     config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, *, image_mode: str, template_name: str
 ) -> LlavaProcessor:
