@@ -17,6 +17,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of trained models (default: runs)")
     parser.add_argument("--host", default="0.0.0.0" if on_a_space else "127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--mcp", action="store_true", help="let other programs use the page as a tool (MCP)")
     return parser.parse_args(arguments)
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     from llava_app.ui.page import open_page
 
     try:
-        open_page(flags.model, precision=flags.precision, runs=flags.runs, host=flags.host, port=flags.port)
+        open_page(**vars(flags))
     except UserError as error:
         raise SystemExit(f"app.py: {error}") from None
 

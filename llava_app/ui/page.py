@@ -7,6 +7,7 @@ import gradio as gr
 from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
+from llava_app.ui import api
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
@@ -28,10 +29,11 @@ def build(models: Models) -> gr.Blocks:
             gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
             model = model_list(handlers)
         chat(handlers, page, model)
+        api.offer(models)
     return page
 
 
-def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
+def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
     """Answer at `host` and `port` from now on. Raises UserError when the port is taken."""
     page.queue(max_size=256)
     try:
@@ -50,6 +52,7 @@ def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
             run_history=False,
             ssr_mode=False,
             show_error=False,
+            mcp_server=mcp,
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -57,8 +60,13 @@ def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
         raise UserError(f"The page cannot open port {port} on {host}. Choose another one with --port.") from error
 
 
-def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int) -> None:
-    """Serve the page until it is interrupted. Raises UserError: no such `model`, or a port that is taken."""
+def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int, mcp: bool) -> None:
+    """Serve the page until it is interrupted, with `mcp` also as an MCP server.
+
+    Raises UserError: no such `model`, a port that is taken, no package for `mcp`.
+    """
+    if mcp:
+        api.check_mcp()
     chosen = find(model, runs) if model else None
     process = ModelProcess()
 
@@ -68,6 +76,6 @@ def open_page(model: str | None, *, precision: str, runs: Path, host: str, port:
     models = Models(lambda card: load_locally(process, card, precision), choose, runs=runs)
     models.start()  # beside the page: neither waits for the other
     page = build(models)
-    _serve(page, host=host, port=port)
+    _serve(page, host=host, port=port, mcp=mcp)
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
     page.block_thread()
