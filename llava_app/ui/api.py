@@ -62,7 +62,7 @@ class Programs:
             images: Pictures of this question: files uploaded with handle_file, or data URLs (data:image/png;base64,…).
             question: What to ask.
             history: The turns before, oldest first: {"question": text, "answer": text, "images": as above}.
-            settings: Any of temperature, top_p, repetition_penalty, max_new_tokens, seed, system (prompt), model (name).
+            settings: Any of temperature, top_p, repetition_penalty, max_new_tokens, seed, system, model.
 
         Returns:
             {"answer": text so far, "phase": "done" at the end, "finish": why it ended, "left_out": what was not shown}

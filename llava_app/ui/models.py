@@ -2,22 +2,27 @@
 
 Models load one at a time on a thread of their own, so that the page answers at once and goes on answering. Memory holds
 one big model: before another loads, the answers that run are waited for, up to a limit, and its engine is closed. The
-built-in models are small and stay.
+built-in models are small and stay, and those on servers need none.
 """
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_app.checkpoints import Card, catalogue
 from llava_app.engine import Engine
 from llava_app.engine.process import ModelProcess, ProcessEngine
 from llava_app.errors import ModelError
 
+if TYPE_CHECKING:
+    from llava_app.engine.servers import Servers
+
+LIGHT = ("built-in", "server")  # kinds of models that take next to no memory here
 SWITCH_LIMIT = 30.0  # seconds that the answers of one model can hold up the next
 
 
@@ -38,12 +43,23 @@ class _Slot:
 class Models:
     """The list of models and the loaded engines of this process. All methods may be called from any thread."""
 
-    def __init__(self, load: Callable[[Card], Ready], choose: Callable[[], tuple[Card, str]], *, runs: Path) -> None:
-        """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread."""
+    def __init__(
+        self,
+        load: Callable[[Card], Ready],
+        choose: Callable[[], tuple[Card, str]],
+        *,
+        runs: Path,
+        elsewhere: Callable[[], list[Card]] = list,
+    ) -> None:
+        """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
+
+        `elsewhere` lists the models on servers; it must not wait for them.
+        """
         self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
         self._load = load
         self._runs = runs
+        self._elsewhere = elsewhere
         self._slots: dict[Card, _Slot] = {}
         self._pinned: tuple[Card, ...] = ()
         self._lock = threading.Lock()
@@ -57,7 +73,7 @@ class Models:
 
     def cards(self) -> dict[str, Card]:
         """The models to choose from, by a key that stays the same whatever else is in the list."""
-        listed = catalogue(self._runs)
+        listed = catalogue(self._runs) + self._elsewhere()
         sources = {card.source for card in listed}
         pinned = {f"folder/{Path(card.source).name}": card for card in self._pinned if card.source not in sources}
         return pinned | {_key(card): card for card in listed}
@@ -122,13 +138,13 @@ class Models:
     def _make_room(self, card: Card) -> None:
         """Close every big engine but that of `card`, which is about to load: when its answers have ended, or at the
         limit, which ends them."""
-        if card.kind == "built-in":
+        if card.kind in LIGHT:
             return
         with self._lock:
             others = [
                 other
                 for other, slot in self._slots.items()
-                if other != card and other.kind != "built-in" and slot.ready.done() and not slot.ready.exception()
+                if other != card and other.kind not in LIGHT and slot.ready.done() and not slot.ready.exception()
             ]
             slots = [self._slots.pop(other) for other in others]  # whoever asks for one of them now loads it anew
             self._returned.wait_for(lambda: not any(slot.listeners for slot in slots), SWITCH_LIMIT)
@@ -137,10 +153,26 @@ class Models:
 
 
 def _key(card: Card) -> str:
-    return card.source if card.kind == "hub" else f"{card.kind}/{Path(card.source).name}"
+    return card.source if card.kind in ("hub", "server") else f"{card.kind}/{Path(card.source).name}"
 
 
 def load_locally(models: ModelProcess, card: Card, precision: str) -> Ready:
     """Load `card` onto this machine, in the models' process. Raises ModelError."""
     engine = ProcessEngine(models, card, precision)
     return Ready(engine, engine.opened.why)
+
+
+def connect(addresses: Sequence[str]) -> "Servers | None":
+    """The servers at these addresses, if there are any. Raises UserError for what is no address."""
+    if not addresses:
+        return None
+    from llava_app.engine.servers import Servers  # openai takes a second to import, and few need it
+
+    return Servers(addresses)
+
+
+def ask_remotely(card: Card, servers: "Servers") -> Ready:
+    """An engine for a model on `servers`."""
+    from llava_app.engine.remote import RemoteEngine  # as above
+
+    return Ready(RemoteEngine(card, servers), "Nothing is computed on this machine.")

@@ -1,5 +1,6 @@
 """The page: a head with the model list, and the chat below it."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -11,7 +12,7 @@ from llava_app.ui import api
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
-from llava_app.ui.models import Models, load_locally
+from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
 
 TITLE = "LLaVA"
@@ -60,20 +61,29 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
         raise UserError(f"The page cannot open port {port} on {host}. Choose another one with --port.") from error
 
 
-def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int, mcp: bool) -> None:
+def open_page(
+    model: str | None, *, precision: str, runs: Path, host: str, port: int, mcp: bool, servers: Sequence[str]
+) -> None:
     """Serve the page until it is interrupted, with `mcp` also as an MCP server.
 
-    Raises UserError: no such `model`, a port that is taken, no package for `mcp`.
+    Raises UserError: no such `model`, a port that is taken, no package for `mcp`, one of `servers` no address.
     """
     if mcp:
         api.check_mcp()
-    chosen = find(model, runs) if model else None
+    remote = connect(servers)
+    elsewhere: Callable[[], list[Card]] = remote.cards if remote else list
+    on_server = next((card for card in elsewhere() if model in (card.name, card.source)), None)
+    chosen = on_server or (find(model, runs) if model else None)
     process = ModelProcess()
 
     def choose() -> tuple[Card, str]:
         return (chosen, "Chosen with --model.") if chosen else process.choose()
 
-    models = Models(lambda card: load_locally(process, card, precision), choose, runs=runs)
+    def load(card: Card) -> Ready:
+        local = not (remote and card.kind == "server")
+        return load_locally(process, card, precision) if local else ask_remotely(card, remote)
+
+    models = Models(load, choose, runs=runs, elsewhere=elsewhere)
     models.start()  # beside the page: neither waits for the other
     page = build(models)
     _serve(page, host=host, port=port, mcp=mcp)
