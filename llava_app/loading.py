@@ -69,8 +69,8 @@ _TOWERS = {
 }
 
 
-def load(card: Card, precision: str = "auto") -> Loaded:
-    """Load the model of `card` onto the best device of this machine.
+def load(card: Card, precision: str = "auto", *, share: float = 1.0) -> Loaded:
+    """Load the model of `card` onto the best device of this machine, in a share of its free memory.
 
     Safetensors only, and no code from the checkpoint is run. Raises ModelError when the weights do not fit the
     architecture key by key, the processor does not fit the weights, the Hub cannot be reached, or the machine lacks
@@ -81,7 +81,7 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     precision, why = _choose_precision(precision, folder, device=device)
     try:
         wanted = need(_config(folder), precision)
-        plan = make_plan(wanted, free_bytes(device), name=card.name, precision=precision)
+        plan = make_plan(wanted, share * free_bytes(device), name=card.name, precision=precision)
         model = _load_model(folder, device, precision=precision)
         processor = _load_processor(folder, card, config=model.config)
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -49,9 +49,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def endless_server() -> Iterator[tuple[str, threading.Event]]:
-    """Begins an answer and goes on until the client hangs up, which sets the event."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def endless_server(port: int = 0) -> Iterator[tuple[str, threading.Event]]:
+    """Begins an answer and goes on until the client hangs up, which sets the event. Keeps no connection."""
+    listener = socket.create_server(("127.0.0.1", port))
     gone = threading.Event()
 
     def serve() -> None:
@@ -70,14 +70,15 @@ def endless_server() -> Iterator[tuple[str, threading.Event]]:
                 chunk = json.dumps({"id": "1", "choices": [{"index": 0, "delta": {"content": "A "}}]})
                 head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
                 connection.sendall(f"{head}data: {chunk}\n\n".encode())
-                connection.settimeout(PATIENCE)
-                if connection.recv(1) == b"":
-                    gone.set()
+                while connection.recv(65536):  # the rest of the request, then nothing until the client hangs up
+                    pass
+                gone.set()
 
     threading.Thread(target=serve, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", gone
     finally:
+        listener.shutdown(socket.SHUT_RDWR)
         listener.close()
 
 
@@ -145,7 +146,7 @@ def test_the_request_is_the_conversation_with_its_pictures_as_they_are(pictures:
     request = asked[0]
     shown = [part.pop("image_url")["url"] for part in request["messages"][1]["content"] if part["type"] == "image_url"]
     with urllib.request.urlopen(shown[1]) as file:
-        assert open_image(file.read()) == pictures[1]
+        assert open_image(file.read()).image.tobytes() == pictures[1].image.tobytes()
     assert request.pop("messages") == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "image_url"}] * 2 + [{"type": "text", "text": "A?"}]},
@@ -260,40 +261,23 @@ def test_the_least_busy_server_is_asked() -> None:
 def test_a_dead_server_is_left_out_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "LOOK", 0.1)
     port = free_port()
-    with openai_server(["here"]) as alive, closing(Servers([f"http://127.0.0.1:{port}/v1", alive])) as servers:
+    late = f"http://127.0.0.1:{port}/v1"
+    with openai_server(["here"]) as alive, closing(Servers([late, alive])) as servers:
         assert [card.about for card in servers.cards()] == [f"Runs on {alive[7:-3]}."]
-        with late_server(port):
+        with endless_server(port):
             wait_for(lambda: len(servers.offering(MODEL)) == 2)
-            remote = RemoteEngine(servers.cards()[0], servers)
-        assert said(remote, ASKED) == ("here", "stop")  # the first was asked and had just gone
-        wait_for(lambda: len(servers.offering(MODEL)) == 1)
-
-
-@contextmanager
-def late_server(port: int) -> Iterator[None]:
-    from tests.openai_server import _Server
-
-    class Late(_Server):
-        def __init__(self) -> None:
-            super().__init__(["late"], [])
-            self.socket.close()
-            self.socket = socket.create_server(("127.0.0.1", port))
-
-    server = Late()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
+            monkeypatch.setattr(pool, "LOOK", 60)
+            time.sleep(0.3)  # the look that is due
+        assert servers.offering(MODEL)[0].name == late[7:-3]  # nobody has noticed
+        assert said(RemoteEngine(servers.cards()[0], servers), ASKED) == ("here", "stop")
+        assert [server.name for server in servers.offering(MODEL)] == [alive[7:-3]]
 
 
 def test_when_nobody_takes_the_connection_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    with openai_server(["here"]) as url:
+    with endless_server() as (url, _):
         servers = Servers([url])
-        remote = RemoteEngine(servers.cards()[0], servers)
     with closing(servers), pytest.raises(ModelError, match="No server with scripted can be reached"):
-        said(remote, ASKED)
+        said(RemoteEngine(servers.cards()[0], servers), ASKED)
     assert caplog.text.count("does not take the connection") == 2  # tried again once
 
 

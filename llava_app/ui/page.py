@@ -8,8 +8,9 @@ import gradio as gr
 from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
-from llava_app.ui import api
+from llava_app.ui import api, compare_tab
 from llava_app.ui.chat_tab import chat, model_list
+from llava_app.ui.compare_tab import compare
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
@@ -21,15 +22,19 @@ UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
-def build(models: Models) -> gr.Blocks:
-    """The page on the models of this process."""
+def build(models: Models, runs: Path) -> gr.Blocks:
+    """The page on the models of this process; what people say of them is kept in `runs`."""
     handlers = Handlers(models, read_examples())
     mark = MARK.read_text(encoding="utf-8")
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
             model = model_list(handlers)
-        chat(handlers, page, model)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat"):
+                chat(handlers, page, model)
+            with gr.Tab("Compare"):
+                compare(models, page, runs)
         api.offer(models)
     return page
 
@@ -42,7 +47,7 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
             server_name=host,
             server_port=port,
             theme=Lava(),
-            css_paths=STYLE,
+            css_paths=[STYLE, compare_tab.STYLE],
             js=SCRIPT.read_text(encoding="utf-8"),
             head=HEAD,
             favicon_path=MARK,
@@ -80,12 +85,16 @@ def open_page(
         return (chosen, "Chosen with --model.") if chosen else process.choose()
 
     def load(card: Card) -> Ready:
-        local = not (remote and card.kind == "server")
-        return load_locally(process, card, precision) if local else ask_remotely(card, remote)
+        if remote and card.kind == "server":
+            return ask_remotely(card, remote)
+        return load_locally(process, card, precision)
 
-    models = Models(load, choose, runs=runs, elsewhere=elsewhere)
+    def load_half(card: Card) -> Ready:
+        return load_locally(process, card, precision, share=0.5)
+
+    models = Models(load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere)
     models.start()  # beside the page: neither waits for the other
-    page = build(models)
+    page = build(models, runs)
     _serve(page, host=host, port=port, mcp=mcp)
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
     page.block_thread()
