@@ -181,6 +181,21 @@ def test_two_big_models_share_the_memory_and_stay_while_both_are_asked(
     assert [parrot.card.name for parrot, _ in opened if not parrot.closed] == ["Three"]
 
 
+def test_a_model_that_does_not_fit_beside_the_other_says_so(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(card: Card) -> Ready:
+        raise ModelError(f"{card.name} needs 9.0 GB. Choose a smaller model.")
+
+    one, three = models.card("run/One"), models.card("run/Three")
+    monkeypatch.setattr(models, "_load", refuse)
+    with models.lend_two(one, three) as ready:
+        wait(ready, PATIENCE)
+        assert str(ready[1].exception()) == (
+            "Two models at once share the memory. Three needs 9.0 GB. Choose a smaller model."
+        )
+    with models.lend(three) as alone:
+        assert str(alone.exception(PATIENCE)).startswith("Three needs")
+
+
 def test_votes_are_summed_whichever_side_a_model_stood_on(tmp_path: Path) -> None:
     votes = Votes(tmp_path / "runs" / "compare.jsonl")
     assert not votes.tally("a", "b")

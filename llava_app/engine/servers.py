@@ -70,6 +70,9 @@ class Servers:
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
         self.start(self.look()).result()
+        for server in self._servers:
+            if not server.models:
+                logger.warning("%s does not answer. Its models are listed as soon as it does.", server.name)
         self.start(self._look_again())
 
     def start(self, work: Coroutine[Any, Any, None]) -> "Future[None]":

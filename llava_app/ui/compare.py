@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import gradio as gr
@@ -104,7 +105,7 @@ class Compare:
         return Match(), gr.update(value=[], label=HIDDEN[0]), gr.update(value=[], label=HIDDEN[1]), ""
 
     def choices(self) -> tuple[Any, Any]:
-        """The two model lists for a new tab."""
+        """The two model lists as they are now."""
         listed = [(card.name, key) for key, card in self._models.cards().items()]
         return gr.update(choices=listed), gr.update(choices=listed)
 
@@ -144,10 +145,10 @@ class Compare:
 
     def _answers(self, match: Match, sampling: Sampling) -> Iterator[tuple[Match, tuple[str | None, str | None]]]:
         """The match so far and what each side is doing; None once it is done."""
-        cards = [self._models.card(key) for key in match.models]
-        with self._models.lend_two(*cards) as ready, ExitStack() as stack:
+        left, right = (self._models.card(key) for key in match.models)
+        with self._models.lend_two(left, right) as ready, ExitStack() as stack:
             while not all(future.done() for future in ready):
-                yield match, (_loading(cards[0], ready[0]), _loading(cards[1], ready[1]))
+                yield match, (_loading(ready[0]), _loading(ready[1]))
                 wait(ready, timeout=HEARTBEAT)
             sides = [
                 stack.enter_context(closing(_side(future.result(), talk, sampling)))
@@ -198,7 +199,7 @@ def _kept(talk: Talk) -> Talk:
     return talk.cut() if talk.conversation.is_open else talk
 
 
-def _loading(card: Card, ready: Future[Ready]) -> str:
+def _loading(ready: Future[Ready]) -> str:
     return "queued" if ready.done() else "Loading …"
 
 
@@ -216,7 +217,7 @@ def _base(tuned: Card, cards: dict[str, Card]) -> str | None:
     Of the built-in model, stage 1 is not shipped: there it is the model that stage 1 began with.
     """
     for key, card in cards.items():
-        if tuned.base and tuned.base in (card.name, card.source, key.removeprefix("run/")):
+        if card != tuned and tuned.base and Path(tuned.base).name in (card.name, Path(card.source).name):
             return key
     built_in = (key for key, card in cards.items() if card.kind == "built-in" and card.stage == "base")
     return next(built_in, None) if tuned.kind == "built-in" and tuned.stage != "base" else None

@@ -18,8 +18,8 @@ BUTTONS = ("Left is better", "Right is better", "Equally good", "Neither")  # fo
 INVITATION = "### Ask two models the same\nand vote for the better answer"
 
 
-def compare(models: Models, page: gr.Blocks, runs: Path) -> None:
-    """Lay the tab out and connect it; its votes are kept in `runs`."""
+def compare(models: Models, tab: gr.Tab, runs: Path) -> None:
+    """Lay `tab` out and connect it; its votes are kept in `runs`."""
     handlers = Compare(models, Votes(runs / VOTES))
     with gr.Row(elem_id="compare-models"):
         left = gr.Dropdown([], label="Left", elem_id="compare-left", filterable=False)
@@ -46,18 +46,17 @@ def compare(models: Models, page: gr.Blocks, runs: Path) -> None:
     match = gr.State(Match())
 
     shown = [match, *windows]
-    answer = box.submit(
-        handlers.send, [box, match, left, right, blind, temperature, longest], [*shown, box, line], **EVENT
-    )
+    inputs = [box, match, left, right, blind, temperature, longest]
+    answer = box.submit(handlers.send, inputs, [*shown, box, line], **EVENT)
     box.stop(None, cancels=answer, **EVENT)
-    clear.click(handlers.clear, None, [*shown, line], cancels=answer, **EVENT).then(
-        handlers.settle, match, [*windows, box, line], **EVENT
-    )
-    answer.then(handlers.settle, match, [*windows, box, line], **EVENT)
+    ends = [clear.click(handlers.clear, None, [*shown, line], cancels=answer, **EVENT)]
     for button, verdict in zip(votes, VERDICTS, strict=True):
-        button.click(partial(handlers.vote, verdict=verdict), match, [*shown, line], **EVENT)
+        vote = partial(handlers.vote, verdict=verdict)
+        ends.append(button.click(vote, match, [*shown, line], cancels=answer, **EVENT))
+    for event in [answer, *ends]:
+        event.then(handlers.settle, match, [*windows, box, line], **EVENT)
     tuned.click(handlers.base_against_tuned, right, [left, right], **EVENT)
-    page.load(handlers.choices, None, [left, right], **EVENT)
+    tab.select(handlers.choices, None, [left, right], **EVENT)
 
 
 def _window(name: str, side: str) -> gr.Chatbot:

@@ -153,12 +153,14 @@ class Models:
             pass  # loads in the background; whoever writes first waits for less
 
     def _fill(self, card: Card, slot: _Slot) -> None:
+        beside = self._beside(card)
         try:
-            beside = self._beside(card)
             self._make_room(card, beside)
             slot.shares = bool(beside)
             later = any(self.loaded(other) for other in beside)
             slot.ready.set_result(self._load_half(card) if beside and not later else self._load(card))
+        except ModelError as error:
+            slot.ready.set_exception(ModelError(f"Two models at once share the memory. {error}") if beside else error)
         except Exception as error:
             slot.ready.set_exception(error)
 

@@ -33,8 +33,8 @@ def build(models: Models, runs: Path) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat"):
                 chat(handlers, page, model)
-            with gr.Tab("Compare"):
-                compare(models, page, runs)
+            with gr.Tab("Compare") as tab:
+                compare(models, tab, runs)
         api.offer(models)
     return page
 
