@@ -40,8 +40,12 @@ def compare(models: Models, tab: gr.Tab, runs: Path) -> None:
         max_plain_text_length=MAX_CHARACTERS,
     )
     with gr.Row(elem_id="compare-settings"):
-        temperature = gr.Slider(*Sampling.TEMPERATURE, value=Sampling().temperature, step=0.05, label="Temperature")
-        longest = gr.Slider(*Sampling.MAX_NEW_TOKENS, value=Sampling().max_new_tokens, step=1, label="Longest answer")
+        temperature = gr.Slider(
+            *Sampling.TEMPERATURE, value=Sampling().temperature, step=0.05, label="Variety (temperature)"
+        )
+        longest = gr.Slider(
+            *Sampling.MAX_NEW_TOKENS, value=Sampling().max_new_tokens, step=1, label="Length of the answers"
+        )
         clear = gr.Button("New comparison", size="sm", elem_id="compare-clear")
     match = gr.State(Match())
 

@@ -25,7 +25,7 @@ def test_base_and_tuned_answer_side_by_side_and_a_blind_vote_is_counted(visit: V
     expect(page.locator("#compare-left input")).to_have_value("memeworld-base")
     expect(page.locator("#compare-right input")).to_have_value("memeworld")
     page.get_by_label("Blind").check()
-    page.get_by_label("number input for Temperature").last.fill("0")
+    page.get_by_label("number input for Variety").fill("0")
     page.locator("#compare-box input[type=file]").set_input_files(ROOT / "examples" / "memes" / "big-dog.png")
     expect(page.locator("#compare-box .thumbnail-item")).to_have_count(1)
     ask(page, "What is the joke?")
