@@ -29,7 +29,7 @@ class Card:
 
     name: str  # shown in lists
     source: str  # folder path or Hub id
-    kind: str  # "built-in" | "run" | "hub"
+    kind: str  # "built-in" | "run" | "hub" | "server"
     stage: str  # what was trained last: "base" (nothing yet) | "align" | "instruct"
     template: str  # name of the chat template it was trained with
     image_mode: str  # "pad" | "crop" | "anyres" (tiles)

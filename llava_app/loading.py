@@ -57,8 +57,8 @@ class Loaded:
     plan: Plan  # what the engine may keep in memory
 
 
-def load(card: Card, precision: str = "auto") -> Loaded:
-    """Load the model of `card` onto the best device of this machine.
+def load(card: Card, precision: str = "auto", *, share: float = 1.0) -> Loaded:
+    """Load the model of `card` onto the best device of this machine, in a share of its free memory.
 
     Safetensors only, and no code from the checkpoint is run. Raises ModelError when the weights do not fit the
     architecture key by key, the processor does not fit the weights, the Hub cannot be reached, or the machine lacks
@@ -73,7 +73,7 @@ def load(card: Card, precision: str = "auto") -> Loaded:
     precision, why = _choose_precision(precision, weights, device=device)
     try:
         wanted = need(_config(weights), precision)
-        plan = make_plan(wanted, free_bytes(device), name=card.name, precision=precision)
+        plan = make_plan(wanted, share * free_bytes(device), name=card.name, precision=precision)
         model = _load_model(weights, device, precision=precision)
         if base:
             check_base(card, weights)
@@ -125,6 +125,13 @@ def default_card() -> tuple[Card, str]:
     if not _cached(big) and not _hub_answers(big):
         return built_in(), f"{big.name} is not on this machine and the Hub is out of reach: the small built-in model."
     return big, f"{room}."
+
+
+def why_precision(card: Card) -> str | None:
+    """Which precision `load` would choose here, and why; None for a Hub model that has not been downloaded."""
+    if card.kind == "hub" and not _cached(card):
+        return None
+    return _choose_precision("auto", _folder(card), device=_device())[1]
 
 
 def _offer() -> str:

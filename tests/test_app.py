@@ -91,8 +91,9 @@ def test_the_conversation_drops_foreign_tags_and_cleans_its_html(config: dict[st
     assert (props["allow_tags"], props["sanitize_html"]) == (False, True)
 
 
-def test_the_page_offers_no_interface_to_programs_and_shows_no_faults(config: dict[str, Any]) -> None:
-    assert {event["api_visibility"] for event in config["dependencies"]} == {"private"}
+def test_the_page_offers_one_interface_to_programs_and_shows_no_faults(config: dict[str, Any]) -> None:
+    offered = [event["api_name"] for event in config["dependencies"] if event["api_visibility"] != "private"]
+    assert offered == ["ask"]
     assert not config["show_error"]
     assert not config["analytics_enabled"]
     assert config["footer_links"] == []

@@ -80,10 +80,11 @@ class ModelProcess:
 class ProcessEngine:
     """An engine of the other process. Made by loading, which takes seconds and raises ModelError."""
 
-    def __init__(self, models: ModelProcess, card: Card, precision: str) -> None:
+    def __init__(self, models: ModelProcess, card: Card, precision: str, *, share: float = 1.0) -> None:
+        """`precision` and `share` as in `loading.load`."""
         self.card = card
         self._models = models
-        self._wanted = (card, precision)
+        self._wanted = (card, precision, share)
         self._lock = threading.Lock()
         self._line = models.line()
         self._number, self.opened = self._load()
@@ -231,11 +232,11 @@ class _Host:
 
         return default_card()
 
-    def _load(self, card: Card, precision: str) -> tuple[int, Opened]:
+    def _load(self, card: Card, precision: str, share: float) -> tuple[int, Opened]:
         from llava_app.engine.local import LocalEngine
         from llava_app.loading import load
 
-        loaded = load(card, precision)
+        loaded = load(card, precision, share=share)
         number = next(self._numbers)
         self._engines[number] = LocalEngine(loaded)
         return number, Opened(loaded.why, pickle.dumps((loaded.processor, loaded.plan)))

@@ -28,7 +28,7 @@ FINISHES = {
     "failed": "broke off",
 }
 STAGES = {"base": "not trained yet", "align": "stage 1: only captions"}
-KINDS = {"built-in": "built in", "run": "trained here", "hub": "from the Hub"}
+KINDS = {"built-in": "built in", "run": "trained here", "hub": "from the Hub", "server": "on a server"}
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 _data_urls: WeakKeyDictionary[Picture, str] = WeakKeyDictionary()  # made once, gone with the picture

@@ -1,23 +1,28 @@
 """Which models the page offers, and the engines that are loaded now.
 
 Models load one at a time on a thread of their own, so that the page answers at once and goes on answering. Memory holds
-one big model: before another loads, the answers that run are waited for, up to a limit, and its engine is closed. The
-built-in models are small and stay.
+one big model, or two that are asked together: before another loads, the answers that run are waited for, up to a limit,
+and its engine is closed. The built-in models are small and stay, and those on servers need no memory here.
 """
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_app.checkpoints import Card, catalogue
 from llava_app.engine import Engine
 from llava_app.engine.process import ModelProcess, ProcessEngine
 from llava_app.errors import ModelError
 
+if TYPE_CHECKING:
+    from llava_app.engine.servers import Servers
+
+LIGHT = ("built-in", "server")  # kinds of models that take next to no memory here
 SWITCH_LIMIT = 30.0  # seconds that the answers of one model can hold up the next
 
 
@@ -33,18 +38,33 @@ class Ready:
 class _Slot:
     ready: Future[Ready]
     listeners: int = 0
+    shares: bool = False  # whether it left memory for another
 
 
 class Models:
     """The list of models and the loaded engines of this process. All methods may be called from any thread."""
 
-    def __init__(self, load: Callable[[Card], Ready], choose: Callable[[], tuple[Card, str]], *, runs: Path) -> None:
-        """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread."""
+    def __init__(
+        self,
+        load: Callable[[Card], Ready],
+        choose: Callable[[], tuple[Card, str]],
+        *,
+        runs: Path,
+        load_half: Callable[[Card], Ready] | None = None,
+        elsewhere: Callable[[], list[Card]] = list,
+    ) -> None:
+        """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
+
+        `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, without waiting.
+        """
         self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
         self._load = load
+        self._load_half = load_half or load
         self.runs = runs
+        self._elsewhere = elsewhere
         self._slots: dict[Card, _Slot] = {}
+        self._pairs: list[frozenset[Card]] = []  # lent together
         self._pinned: tuple[Card, ...] = ()
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)  # an engine that was lent is free again
@@ -57,7 +77,7 @@ class Models:
 
     def cards(self) -> dict[str, Card]:
         """The models to choose from, by a key that stays the same whatever else is in the list."""
-        listed = catalogue(self.runs)
+        listed = catalogue(self.runs) + self._elsewhere()
         sources = {card.source for card in listed}
         pinned = {f"folder/{Path(card.source).name}": card for card in self._pinned if card.source not in sources}
         return pinned | {_key(card): card for card in listed}
@@ -78,8 +98,7 @@ class Models:
         """The engine of `card`, if it is loaded now."""
         with self._lock:
             slot = self._slots.get(card)
-        loaded = slot is not None and slot.ready.done() and not slot.ready.exception()
-        return slot.ready.result().engine if slot and loaded else None
+        return slot.ready.result().engine if slot and _is_loaded(slot) else None
 
     @contextmanager
     def lend(self, card: Card) -> Iterator[Future[Ready]]:
@@ -88,7 +107,7 @@ class Models:
             slot = self._slots.get(card)
             if slot is None or (slot.ready.done() and slot.ready.exception()):
                 slot = self._slots[card] = _Slot(Future())
-                self._jobs.put(lambda: self._fill(card, slot.ready))
+                self._jobs.put(lambda: self._fill(card, slot))
             slot.listeners += 1
         try:
             yield slot.ready
@@ -96,6 +115,27 @@ class Models:
             with self._lock:
                 slot.listeners -= 1
                 self._returned.notify_all()
+
+    @contextmanager
+    def lend_two(self, one: Card, other: Card) -> Iterator[tuple[Future[Ready], Future[Ready]]]:
+        """Two engines at once, which share the memory; neither is closed for the other.
+
+        One that has all the memory to itself is loaded anew in half of it. What does not fit is the ModelError of the
+        later one.
+        """
+        pair = frozenset((one, other))
+        with self._lock:
+            self._pairs.append(pair)
+            if not any(card.kind in LIGHT for card in pair):
+                alone = [card for card in pair if card in self._slots and not self._slots[card].shares]
+                slots = [self._slots.pop(card) for card in alone if _is_loaded(self._slots[card])]
+                self._jobs.put(lambda: self._close(slots))
+        try:
+            with self.lend(one) as first, self.lend(other) as second:
+                yield first, second
+        finally:
+            with self._lock:
+                self._pairs.remove(pair)
 
     def _work(self) -> None:
         while True:
@@ -112,35 +152,71 @@ class Models:
         with self.lend(card):
             pass  # loads in the background; whoever writes first waits for less
 
-    def _fill(self, card: Card, ready: Future[Ready]) -> None:
+    def _fill(self, card: Card, slot: _Slot) -> None:
+        beside = self._beside(card)
         try:
-            self._make_room(card)
-            ready.set_result(self._load(card))
+            self._make_room(card, beside)
+            slot.shares = bool(beside)
+            later = any(self.loaded(other) for other in beside)
+            slot.ready.set_result(self._load_half(card) if beside and not later else self._load(card))
+        except ModelError as error:
+            slot.ready.set_exception(ModelError(f"Two models at once share the memory. {error}") if beside else error)
         except Exception as error:
-            ready.set_exception(error)
+            slot.ready.set_exception(error)
 
-    def _make_room(self, card: Card) -> None:
-        """Close every big engine but that of `card`, which is about to load: when its answers have ended, or at the
-        limit, which ends them."""
-        if card.kind == "built-in":
+    def _beside(self, card: Card) -> set[Card]:
+        """The big models that are lent together with `card` now."""
+        with self._lock:
+            together = {other for pair in self._pairs if card in pair for other in pair - {card}}
+        return {other for other in together if other.kind not in LIGHT and card.kind not in LIGHT}
+
+    def _make_room(self, card: Card, beside: set[Card]) -> None:
+        """Close every big engine but that of `card`, which is about to load, and those `beside` it."""
+        if card.kind in LIGHT:
             return
         with self._lock:
+            stay = {card} | beside
             others = [
                 other
                 for other, slot in self._slots.items()
-                if other != card and other.kind != "built-in" and slot.ready.done() and not slot.ready.exception()
+                if other not in stay and other.kind not in LIGHT and _is_loaded(slot)
             ]
             slots = [self._slots.pop(other) for other in others]  # whoever asks for one of them now loads it anew
+        self._close(slots)
+
+    def _close(self, slots: Sequence[_Slot]) -> None:
+        """Close these engines when their answers have ended, or at the limit, which ends them."""
+        with self._lock:
             self._returned.wait_for(lambda: not any(slot.listeners for slot in slots), SWITCH_LIMIT)
         for slot in slots:
             slot.ready.result().engine.close()
 
 
+def _is_loaded(slot: _Slot) -> bool:
+    return slot.ready.done() and not slot.ready.exception()
+
+
 def _key(card: Card) -> str:
-    return card.source if card.kind == "hub" else f"{card.kind}/{Path(card.source).name}"
+    return card.source if card.kind in ("hub", "server") else f"{card.kind}/{Path(card.source).name}"
 
 
-def load_locally(models: ModelProcess, card: Card, precision: str) -> Ready:
-    """Load `card` onto this machine, in the models' process. Raises ModelError."""
-    engine = ProcessEngine(models, card, precision)
+def load_locally(models: ModelProcess, card: Card, precision: str, *, share: float = 1.0) -> Ready:
+    """Load `card` onto this machine, in the models' process and a share of the free memory. Raises ModelError."""
+    engine = ProcessEngine(models, card, precision, share=share)
     return Ready(engine, engine.opened.why)
+
+
+def connect(addresses: Sequence[str]) -> "Servers | None":
+    """The servers at these addresses, if there are any. Raises UserError for what is no address."""
+    if not addresses:
+        return None
+    from llava_app.engine.servers import Servers  # openai takes a second to import, and few need it
+
+    return Servers(addresses)
+
+
+def ask_remotely(card: Card, servers: "Servers") -> Ready:
+    """An engine for a model on `servers`."""
+    from llava_app.engine.remote import RemoteEngine  # as above
+
+    return Ready(RemoteEngine(card, servers), "Nothing is computed on this machine.")

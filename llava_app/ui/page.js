@@ -1,5 +1,6 @@
 // A picture may be dropped or pasted anywhere on the page: it is handed to the box.
-const box = () => document.querySelector("#box [role=group]");
+const BOXES = "#box, #compare-box";
+const box = () => [...document.querySelectorAll(BOXES)].find((one) => one.offsetParent).querySelector("[role=group]");
 let dragEnd;
 
 document.addEventListener("dragover", (event) => {
@@ -11,13 +12,13 @@ document.addEventListener("dragover", (event) => {
 });
 
 document.addEventListener("drop", (event) => {
-  if (!event.dataTransfer.files.length || event.target.closest("#box")) return;
+  if (!event.dataTransfer.files.length || event.target.closest(BOXES)) return;
   event.preventDefault();
   box().dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, bubbles: true, cancelable: true }));
 });
 
 document.addEventListener("paste", (event) => {
-  if (!event.clipboardData.files.length || event.target.closest("#box")) return;
+  if (!event.clipboardData.files.length || event.target.closest(BOXES)) return;
   const copy = new ClipboardEvent("paste", { clipboardData: event.clipboardData, bubbles: true, cancelable: true });
   box().querySelector("textarea").dispatchEvent(copy);
 });

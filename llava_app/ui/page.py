@@ -1,6 +1,7 @@
 """The page: a head with the model list, and the chat below it."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -8,11 +9,13 @@ import gradio as gr
 from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
+from llava_app.ui import api, compare_tab
 from llava_app.ui.chat_tab import chat, model_list
+from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
-from llava_app.ui.models import Models, load_locally
+from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
 
 TITLE = "LLaVA"
@@ -21,8 +24,8 @@ UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
-def build(models: Models) -> gr.Blocks:
-    """The page on the models of this process."""
+def build(models: Models, runs: Path) -> gr.Blocks:
+    """The page on the models of this process; what people say of them is kept in `runs`."""
     handlers = Handlers(models, read_examples())
     mark = MARK.read_text(encoding="utf-8")
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
@@ -35,12 +38,15 @@ def build(models: Models) -> gr.Blocks:
             with gr.Tabs(elem_id="tabs"):
                 with gr.Tab("Chat", elem_id="chat-tab"):
                     chat(handlers, page, model)
+                with gr.Tab("Compare", elem_id="compare-tab") as tab:
+                    compare(models, tab, runs)
                 with gr.Tab("Data", elem_id="data-tab"):
-                    data(DataHandlers(models.runs / "data"))
+                    data(DataHandlers(runs / "data"))
+        api.offer(models)
     return page
 
 
-def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
+def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
     """Answer at `host` and `port` from now on. Raises UserError when the port is taken."""
     page.queue(max_size=256)
     try:
@@ -48,7 +54,7 @@ def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
             server_name=host,
             server_port=port,
             theme=Lava(),
-            css_paths=STYLE,
+            css_paths=[STYLE, compare_tab.STYLE],
             js=SCRIPT.read_text(encoding="utf-8"),
             head=HEAD,
             favicon_path=MARK,
@@ -59,6 +65,7 @@ def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
             run_history=False,
             ssr_mode=False,
             show_error=False,
+            mcp_server=mcp,
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -66,17 +73,35 @@ def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
         raise UserError(f"The page cannot open port {port} on {host}. Choose another one with --port.") from error
 
 
-def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int) -> None:
-    """Serve the page until it is interrupted. Raises UserError: no such `model`, or a port that is taken."""
-    chosen = find(model, runs) if model else None
+def open_page(
+    model: str | None, *, precision: str, runs: Path, host: str, port: int, mcp: bool, servers: Sequence[str]
+) -> None:
+    """Serve the page until it is interrupted, with `mcp` also as an MCP server.
+
+    Raises UserError: no such `model`, a port that is taken, no package for `mcp`, one of `servers` no address.
+    """
+    if mcp:
+        api.check_mcp()
+    remote = connect(servers)
+    elsewhere: Callable[[], list[Card]] = remote.cards if remote else list
+    on_server = next((card for card in elsewhere() if model in (card.name, card.source)), None)
+    chosen = on_server or (find(model, runs) if model else None)
     process = ModelProcess()
 
     def choose() -> tuple[Card, str]:
         return (chosen, "Chosen with --model.") if chosen else process.choose()
 
-    models = Models(lambda card: load_locally(process, card, precision), choose, runs=runs)
+    def load(card: Card) -> Ready:
+        if remote and card.kind == "server":
+            return ask_remotely(card, remote)
+        return load_locally(process, card, precision)
+
+    def load_half(card: Card) -> Ready:
+        return load_locally(process, card, precision, share=0.5)
+
+    models = Models(load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere)
     models.start()  # beside the page: neither waits for the other
-    page = build(models)
-    _serve(page, host=host, port=port)
+    page = build(models, runs)
+    _serve(page, host=host, port=port, mcp=mcp)
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
     page.block_thread()

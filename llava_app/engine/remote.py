@@ -1,0 +1,234 @@
+"""The engine for a model that runs elsewhere, behind any server that speaks the OpenAI chat protocol."""
+
+import base64
+import io
+import logging
+import queue
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+
+from llava_app.checkpoints import Card
+from llava_app.conversation import Conversation, Turn
+from llava_app.engine import Piece, Sampling
+from llava_app.engine.servers import Servers
+from llava_app.errors import BusyError, ContextError, ModelError, UserError
+from llava_app.images import Picture
+
+HEARTBEAT = 0.1  # s without news after which a waiting consumer gets an empty piece
+TIME_LIMIT = 300.0  # s that one answer may take
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a person is told when a server says no: the first row whose codes and words fit."""
+
+    codes: tuple[int, ...]  # of HTTP; empty: any
+    words: str  # a pattern in what the server said
+    error: type[UserError]
+    text: str
+    pictures: bool = False  # only where pictures were sent
+
+
+# The words are those of vLLM, SGLang, llama.cpp, Ollama, TGI and transformers serve.
+REFUSALS = (
+    Refusal((429,), "", BusyError, "{name} is asked too much at the moment. Wait a little, then send again."),
+    Refusal(
+        (400, 413, 422, 500),
+        r"context|too long|max_new_tokens.*<=|maximum.*tokens",
+        ContextError,
+        "The conversation is longer than {name} can read on its server. Start a new chat, or use fewer pictures.",
+    ),
+    Refusal(
+        (),
+        r"image|vision|multi-?modal|mmproj",
+        ModelError,
+        "{name} cannot see pictures on its server. Choose another model, or start a new chat without pictures.",
+        pictures=True,
+    ),
+    Refusal(
+        (400, 404),
+        r"model|not found|pinned",
+        ModelError,
+        "The server does not know the model {name} any more. Choose another one.",
+    ),
+    Refusal(
+        (400, 422),
+        r"unexpected|unrecognized|extra|repetition_penalty|top_k",
+        ModelError,
+        "The server of {name} does not know one of the settings. Reset the settings, above all repetition penalty.",
+    ),
+    Refusal((401, 403), "", ModelError, "The server of {name} asks for a key, which this app does not send."),
+    Refusal(
+        (), "", ModelError, "The server of {name} failed (code {code}; the log has its words). Send the question again."
+    ),
+)
+
+
+class RemoteEngine:
+    """Asks the least busy of the servers that offer the model of `card`."""
+
+    def __init__(self, card: Card, servers: Servers, *, time_limit: float = TIME_LIMIT) -> None:
+        self.card = card
+        self._servers = servers
+        self._time_limit = time_limit
+        self._closed = False
+
+    def answer(self, conversation: Conversation, sampling: Sampling) -> Iterator[Piece]:
+        """Stream the answer to the open last turn; see `Engine.answer`. Closing the iterator aborts the request.
+
+        Raises ContextError when the conversation is too long for the server, BusyError when it refuses for now,
+        ModelError when it cannot be reached, broke off, does not know the model or cannot see.
+        """
+        request = _request(self.card.source, conversation, sampling)
+        outbox: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
+        work = self._servers.start(self._ask(request, outbox, with_pictures=bool(conversation.pictures)))
+        try:
+            yield from self._pieces(outbox)
+        finally:
+            work.cancel()
+
+    def snapshot(self) -> None:
+        """Nothing: what a server does for others is not known here."""
+
+    def close(self) -> None:
+        """End the answers that run."""
+        self._closed = True
+
+    def _pieces(self, outbox: "queue.SimpleQueue[Piece | Exception]") -> Iterator[Piece]:
+        deadline, phase = time.monotonic() + self._time_limit, "queued"
+        while not self._closed and time.monotonic() < deadline:
+            try:
+                item = outbox.get(timeout=HEARTBEAT)
+            except queue.Empty:
+                yield Piece("", phase=phase)
+                continue
+            if isinstance(item, Exception):
+                raise item
+            phase = item.phase
+            yield item
+            if item.finish:
+                return
+        yield Piece("", "stopped" if self._closed else "time")
+
+    async def _ask(
+        self, request: dict[str, Any], outbox: "queue.SimpleQueue[Piece | Exception]", *, with_pictures: bool
+    ) -> None:
+        """Put the answer into `outbox` piece by piece, or what went wrong."""
+        name = self.card.name
+        try:
+            await self._stream(request, outbox)
+        except openai.APITimeoutError as error:
+            outbox.put(_told(ModelError(f"The server of {name} said nothing for too long. Send again."), error))
+        except openai.APIStatusError as error:
+            outbox.put(_told(_refused(error.status_code, error, name=name, with_pictures=with_pictures), error))
+        except openai.APIConnectionError as error:
+            outbox.put(_told(ModelError(f"The server of {name} broke off. Send the question again."), error))
+        except openai.APIError as error:  # in the middle of the stream, where there is no code
+            outbox.put(_told(_refused(500, error, name=name, with_pictures=with_pictures), error))
+        except (ValueError, AttributeError, TypeError, IndexError) as error:
+            text = f"The server of {name} answers with something else than the OpenAI protocol. Check its address."
+            outbox.put(_told(ModelError(text), error))
+        except Exception as error:
+            outbox.put(error)
+
+    async def _stream(self, request: dict[str, Any], outbox: "queue.SimpleQueue[Piece | Exception]") -> None:
+        """Ask the least busy server; one that does not take the connection, the next; the only one, once more."""
+        servers = self._servers.offering(self.card.source)
+        for server in (*servers, *servers[:1]):
+            with server.busy():
+                try:
+                    stream = await server.client.chat.completions.create(**request)
+                except openai.APITimeoutError:
+                    raise
+                except openai.APIConnectionError as error:
+                    logger.warning("%s does not take the connection: %s", server.name, error.__cause__ or error)
+                    await server.look()  # which leaves it out until it answers again
+                    continue
+                await self._read(stream, outbox)
+                return
+        raise ModelError(f"No server with {self.card.name} can be reached. Check that it runs, then send again.")
+
+    async def _read(self, stream: openai.AsyncStream[Any], outbox: "queue.SimpleQueue[Piece | Exception]") -> None:
+        outbox.put(Piece("", phase="reading"))
+        begun = False
+        async with stream:
+            async for chunk in stream:
+                tokens = chunk.usage.completion_tokens if chunk.usage else 0
+                for choice in chunk.choices:
+                    text = choice.delta.content or ""
+                    if text and not begun:
+                        text, begun = text.removeprefix(" "), True  # the space after the role, as in the local engine
+                    finish = choice.finish_reason and ("length" if choice.finish_reason == "length" else "stop")
+                    if text or finish:
+                        outbox.put(Piece(text, finish, tokens))
+        # Nobody reads this after a finish.
+        outbox.put(ModelError(f"The server of {self.card.name} broke off. Send the question again."))
+
+
+def _request(model: str, conversation: Conversation, sampling: Sampling) -> dict[str, Any]:
+    if conversation.turns[-1].answer:
+        raise ModelError("A model on a server cannot continue an answer. Ask it to go on.")
+    extras: dict[str, Any] = {}  # what is not of the protocol, which some servers refuse, only where it is asked for
+    if sampling.repetition_penalty != 1:
+        extras["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.top_k:
+        extras["top_k"] = sampling.top_k
+    optional = {"seed": sampling.seed, "stop": list(sampling.stop) or None, "extra_body": extras or None}
+    return {
+        "model": model,
+        "messages": messages(conversation),
+        "stream": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_new_tokens,
+    } | {name: value for name, value in optional.items() if value is not None}
+
+
+def messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """The conversation in the words of the protocol: pictures as data URLs before the text of their question."""
+    told: list[dict[str, Any]] = []
+    if conversation.system is not None:
+        told.append({"role": "system", "content": conversation.system})
+    for turn in conversation.turns:
+        told.append({"role": "user", "content": _content(turn)})
+        if turn.answer is not None:
+            told.append({"role": "assistant", "content": turn.answer})
+    return told
+
+
+def _content(turn: Turn) -> list[dict[str, Any]]:
+    pictures = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in turn.images]
+    return [*pictures, {"type": "text", "text": turn.question}]
+
+
+def _data_url(picture: Picture) -> str:
+    """Lossless, so that the model sees what it would see here."""
+    file = io.BytesIO()
+    picture.image.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _refused(code: int, error: openai.APIError, *, name: str, with_pictures: bool) -> UserError:
+    said = f"{error.message} {error.body}"
+    refusal = next(
+        row
+        for row in REFUSALS
+        if (not row.codes or code in row.codes)
+        and re.search(row.words, said, re.IGNORECASE)
+        and (with_pictures or not row.pictures)
+    )
+    return refusal.error(refusal.text.format(name=name, code=code))
+
+
+def _told(error: UserError, cause: Exception) -> UserError:
+    """`error`, and its cause in the log."""
+    logger.warning("%s (%s)", error, cause)
+    error.__cause__ = cause
+    return error

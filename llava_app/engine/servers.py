@@ -1,0 +1,130 @@
+"""Servers elsewhere that speak the OpenAI protocol: which of them answer, what they offer, which has least to do."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+
+from llava_app.checkpoints import Card
+from llava_app.errors import UserError
+
+LOOK = 10.0  # s between two looks at whether a server answers and what it offers
+CONNECT = 3.0  # s that a connection may take
+SILENCE = 120.0  # s that a server may say nothing; the first word waits for the whole prompt
+
+logger = logging.getLogger(__name__)
+
+
+class Server:
+    """One address. `models` is empty while it does not answer; `running` counts what this process asked of it."""
+
+    def __init__(self, address: str, *, silence: float) -> None:
+        """`address` ends in /v1; #NAME after it adds a model that the server hosts but does not list."""
+        url, _, named = address.partition("#")
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise UserError(f"“{address}” is no address of a server. Write it like http://host:8000/v1.")
+        self.name = urlsplit(url).netloc.rpartition("@")[2]
+        self.models: tuple[str, ...] = ()
+        self.running = 0
+        self._named = (named,) if named else ()
+        # A server of one's own needs no key, and a key for another service is not to be sent to it.
+        timeout = openai.Timeout(silence, connect=CONNECT)
+        self.client = openai.AsyncOpenAI(base_url=url, api_key="none", timeout=timeout, max_retries=0)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While something is being asked of it."""
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+    async def look(self) -> None:
+        """Find out whether the server answers and which models it offers."""
+        before = self.models
+        try:
+            listed = await self.client.with_options(timeout=CONNECT).models.list()
+            self.models = tuple(dict.fromkeys((*self._named, *(model.id for model in listed.data))))
+        except openai.APIStatusError:  # it answers, but has no list
+            self.models = self._named
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError):  # silence, or no list of the protocol
+            self.models = ()
+        if bool(before) != bool(self.models):
+            logger.warning("%s %s", self.name, f"offers {', '.join(self.models)}" if self.models else "is out of reach")
+
+
+class Servers:
+    """All servers of this process, and the thread that talks to them. Methods may be called from any thread."""
+
+    def __init__(self, addresses: Sequence[str], *, silence: float = SILENCE) -> None:
+        """Waits for the first look at each, which takes CONNECT seconds at most. Raises UserError for a bad address."""
+        self._servers = [Server(address, silence=silence) for address in addresses]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
+        self._thread.start()
+        self.start(self.look()).result()
+        for server in self._servers:
+            if not server.models:
+                logger.warning("%s does not answer. Its models are listed as soon as it does.", server.name)
+        self.start(self._look_again())
+
+    def start(self, work: Coroutine[Any, Any, None]) -> "Future[None]":
+        """Run `work` on the servers' thread; cancelling what comes back ends it there."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def look(self) -> None:
+        """Look at every server, at the same time."""
+        await asyncio.gather(*(server.look() for server in self._servers))
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            await self.look()
+
+    def cards(self) -> list[Card]:
+        """The models that can be asked now, each once, however many servers offer it."""
+        hosts: dict[str, list[str]] = {}
+        for server in self._servers:
+            for model in server.models:
+                hosts.setdefault(model, []).append(server.name)
+        return [
+            Card(
+                name=model.rstrip("/").rpartition("/")[2],
+                source=model,
+                kind="server",
+                stage="instruct",
+                template="",
+                image_mode="",
+                about=f"Runs on {' and '.join(names)}.",
+            )
+            for model, names in hosts.items()
+        ]
+
+    def offering(self, model: str) -> list[Server]:
+        """The servers that offer `model` now, the least busy first."""
+        return sorted((server for server in self._servers if model in server.models), key=lambda one: one.running)
+
+    def close(self) -> None:
+        """End the thread and every request that runs."""
+        self.start(self._end())
+        self._thread.join()
+
+    def _run(self) -> None:
+        with closing(self._loop):
+            self._loop.run_forever()
+
+    async def _end(self) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        for server in self._servers:
+            await server.client.close()
+        self._loop.stop()
