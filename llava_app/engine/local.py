@@ -105,7 +105,8 @@ class LocalEngine:
             start, length = begins[0], lengths[picture.digest]
             shown.append(Shown(picture, start, start + length))
             begins = begins[length:]
-        return Request(ids_S.tolist(), shown, sampling, prepared), left_out
+        continued = bool(kept.turns[-1].answer)
+        return Request(ids_S.tolist(), shown, sampling, prepared, continued), left_out
 
     def _enqueue(self, request: Request) -> None:
         with self._closing:
