@@ -131,7 +131,9 @@ def test_a_continued_answer_keeps_what_was_written() -> None:
 
 def test_the_prompt_of_a_continued_answer_ends_with_its_beginning_and_no_end_token(tiny_loaded: Loaded) -> None:
     before = ASKED.answer("A joke </s> of 3", "length").ask("Why?")
-    ids, _ = tokenise(before.answer("It is", "length").resume(), tiny_loaded.processor, picture_tokens=[], open_answer=True)
+    ids, _ = tokenise(
+        before.answer("It is", "length").resume(), tiny_loaded.processor, picture_tokens=[], open_answer=True
+    )
     asked, _ = tokenise(before, tiny_loaded.processor, picture_tokens=[], open_answer=True)
     decoded = tiny_loaded.processor.tokenizer.decode(ids)
     assert decoded.endswith("USER: Why? ASSISTANT: It is")

@@ -1,17 +1,31 @@
 """The chat: its components, and which event calls which handler."""
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from llava_app.engine import Sampling
+from llava_app.ui import settings
 from llava_app.ui.display import Talk, choices, status
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
 
+HERE = Path(__file__).parent
 REFRESH = 5  # s between two looks at the model list, so that a finished training run appears by itself
 INVITATION = "## Drop a meme here and ask what the joke is\nor start with one of these"
+QUICK = ("Explain the joke.", "Describe the picture.", "What does the text say?")
 # Nothing here is an endpoint for others, and no component greys out while an answer comes.
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+EDITOR = """
+<dialog class="sheet" aria-labelledby="editor-title">
+  <form method="dialog">
+    <h2 id="editor-title"></h2>
+    <textarea rows="4"></textarea>
+    <menu><button value="cancel" formnovalidate>Cancel</button><button value="save" class="main">Save</button></menu>
+  </form>
+</dialog>
+"""
 
 
 def model_list(handlers: Handlers) -> gr.Dropdown:
@@ -29,7 +43,26 @@ def model_list(handlers: Handlers) -> gr.Dropdown:
 def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
     """Lay the chat out below what is on `page`, and connect it and the model list."""
     line = gr.HTML(status("Starting …", state="loading"), elem_id="status")
-    window = gr.Chatbot(
+    window = _conversation(handlers)
+    with gr.Row(elem_id="quick"):
+        quick = [gr.Button(question.rstrip("."), size="sm") for question in QUICK]
+    box = _box()
+    with gr.Column(elem_id="below"):
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            controls = settings.controls()
+            reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
+            engine = gr.HTML(elem_id="engine", padding=False)
+        clear = gr.Button("New chat", size="sm", elem_id="clear")
+    bridge = gr.HTML("", html_template=EDITOR, js_on_load=(HERE / "bridge.js").read_text("utf-8"), elem_id="bridge")
+    talk = gr.State(Talk())
+    inputs = [talk, model, *controls]
+    _connect_chat(handlers, window, box, bridge=bridge, quick=quick, clear=clear, inputs=inputs)
+    _connect_models(handlers, page, model, line=line, engine=engine)
+    settings.connect(page, controls, reset)
+
+
+def _conversation(handlers: Handlers) -> gr.Chatbot:
+    return gr.Chatbot(
         label="Conversation",
         show_label=False,
         elem_id="conversation",
@@ -46,7 +79,10 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
         group_consecutive_messages=True,
         buttons=[],
     )
-    box = gr.MultimodalTextbox(
+
+
+def _box() -> gr.MultimodalTextbox:
+    return gr.MultimodalTextbox(
         label="Your question",
         show_label=False,
         elem_id="box",
@@ -55,49 +91,6 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
         max_plain_text_length=MAX_CHARACTERS,
         html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
     )
-    with gr.Column(elem_id="below"):
-        settings, engine = _settings()
-        clear = gr.Button("Clear", size="sm", elem_id="clear")
-    talk = gr.State(Talk())
-    _connect_chat(handlers, window, box, clear=clear, talk=talk, inputs=[talk, model, *settings])
-    _connect_models(handlers, page, model, line=line, engine=engine)
-
-
-def _settings() -> tuple[list[gr.components.Component], gr.HTML]:
-    """The controls of Sampling, in the order in which the handlers take them, and a line about the engine."""
-    default = Sampling()
-    with gr.Accordion("Settings", open=False, elem_id="settings"):
-        controls: list[gr.components.Component] = [
-            gr.Slider(
-                *Sampling.TEMPERATURE,
-                value=default.temperature,
-                step=0.05,
-                label="Temperature",
-                info="0 always takes the likeliest word; higher is more varied.",
-            ),
-            gr.Slider(
-                *Sampling.TOP_P,
-                value=default.top_p,
-                step=0.05,
-                label="Top-p",
-                info="Leaves out the unlikely words; 1 keeps them all.",
-            ),
-            gr.Slider(
-                *Sampling.MAX_NEW_TOKENS,
-                value=default.max_new_tokens,
-                step=1,
-                label="Longest answer",
-                info="In tokens; about four letters each.",
-            ),
-            gr.Textbox(
-                "",
-                placeholder="random",
-                max_length=len(str(Sampling.SEED[1])),
-                label="Seed",
-                info="A number that makes an answer repeatable; empty is a new one each time.",
-            ),
-        ]
-        return controls, gr.HTML(elem_id="engine", padding=False)
 
 
 def _connect_chat(
@@ -105,15 +98,23 @@ def _connect_chat(
     window: gr.Chatbot,
     box: gr.MultimodalTextbox,
     *,
+    bridge: gr.HTML,
+    quick: Sequence[gr.Button],
     clear: gr.Button,
-    talk: gr.State,
     inputs: list[Any],
 ) -> None:
+    talk = inputs[0]
     outputs = [talk, window, box]
     answers = [
         box.submit(handlers.send, [box, *inputs], outputs, **EVENT),
         window.example_select(handlers.example, inputs, outputs, **EVENT),
         window.retry(handlers.retry, inputs, outputs, **EVENT),
+        window.option_select(handlers.resume, inputs, outputs, **EVENT),
+        bridge.edit(handlers.edit, inputs, outputs, **EVENT),
+        *(
+            button.click(partial(handlers.quick, question), [box, *inputs], outputs, **EVENT)
+            for button, question in zip(quick, QUICK, strict=True)
+        ),
     ]
     box.stop(None, cancels=answers, **EVENT)
     one_by_one = EVENT | {"concurrency_limit": 1, "trigger_mode": "multiple"}  # every click counts, in its turn

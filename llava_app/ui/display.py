@@ -7,10 +7,12 @@ import base64
 import html
 import io
 import re
+import secrets
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary
 
 from llava_app.chat import Progress
@@ -20,8 +22,12 @@ from llava_app.engine.watch import Snapshot
 from llava_app.images import Picture
 
 SHOWN_SIDE = 640  # px; what is sent to the browser of a picture of up to 2,048
+Vote = Literal["up", "down", "corrected"]
+CUT = ("length", "stopped", "time")  # an answer that ended so can be continued
+CONTINUE = {"value": "continue", "label": "Continue the answer"}
 PHASES = {"queued": "Waiting for its turn …", "reading": "Looking …"}
 FINISHES = {
+    "stop": "finished",
     "length": "reached the longest answer allowed",
     "stopped": "stopped by you",
     "time": "stopped at the time limit",
@@ -41,14 +47,16 @@ class Notes:
     seconds_to_first: float | None = None
     tokens_per_second: float | None = None
     left_out: str | None = None  # what the model was not shown
+    vote: Vote | None = None
 
 
 @dataclass(frozen=True)
 class Talk:
-    """What the server keeps for one tab: the conversation, and notes about each of its answers."""
+    """One of a person's conversations as the server keeps it, with notes about each of its answers."""
 
     conversation: Conversation = field(default_factory=Conversation)
     notes: tuple[Notes, ...] = ()
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(16), compare=False)  # who knows it may read it
 
     def ask(self, question: str, pictures: tuple[Picture, ...]) -> Self:
         """The talk with an open turn."""
@@ -58,13 +66,26 @@ class Talk:
         """The talk with its last turn open again."""
         return replace(self, conversation=self.conversation.retry(), notes=self.notes[:-1])
 
+    def resume(self) -> Self:
+        """The talk with its last answer open where it stopped."""
+        return replace(self, conversation=self.conversation.resume(), notes=self.notes[:-1])
+
+    def edit(self, turn: int, question: str) -> Self:
+        """The talk up to `turn`, which asks `question` about the same pictures and is open."""
+        return replace(self, conversation=self.conversation.edit(turn, question), notes=self.notes[:turn])
+
+    def under(self, system: str | None) -> Self:
+        """The talk with this system prompt; None is the template's own."""
+        return replace(self, conversation=replace(self.conversation, system=system))
+
     def undo(self) -> Self:
         """The talk without its last turn."""
         return replace(self, conversation=self.conversation.undo(), notes=self.notes[:-1])
 
     def cut(self) -> Self:
         """What to keep of this open talk if nothing more came: the question, and that nothing was written."""
-        return replace(self, conversation=self.conversation.answer("", "stopped"), notes=(*self.notes, Notes()))
+        written = self.conversation.turns[-1].answer or ""
+        return replace(self, conversation=self.conversation.answer(written, "stopped"), notes=(*self.notes, Notes()))
 
     def advance(self, progress: Progress) -> Self:
         """This open talk with as much of the answer as has come."""
@@ -72,17 +93,31 @@ class Talk:
         return replace(self, conversation=progress.conversation, notes=(*self.notes, about))
 
 
-def messages(talk: Talk, phase: str | None = None) -> list[dict[str, Any]]:
-    """The Chatbot's value. `phase` is what the last answer is doing now, None when nothing is being answered."""
-    shown = []
+Message = dict[str, Any]
+
+
+def messages(talk: Talk, phase: str | None = None, earlier: Sequence[Message] | None = None) -> list[Message]:
+    """The Chatbot's value. `phase` is what the last answer is doing now, None when nothing is being answered.
+
+    `earlier`: the messages of all turns but the last, where they are known already; while an answer streams, its own
+    turn is all that is drawn anew.
+    """
     last = len(talk.conversation.turns) - 1
-    for index, turn in enumerate(talk.conversation.turns):
-        shown.append({"role": "user", "content": _question(turn)})
-        about = talk.notes[index] if index < len(talk.notes) else Notes()
-        foot = _foot(turn, about) if phase is None or index < last else _waiting(phase)
-        answer = [_text(as_written(turn.answer))] if turn.answer else []
-        if answer or foot:
-            shown.append({"role": "assistant", "content": [*answer, *foot]})
+    if earlier is None:
+        earlier = [message for index in range(last) for message in _turn_messages(talk, index, None)]
+    return [*earlier, *_turn_messages(talk, last, phase)] if last >= 0 else []
+
+
+def _turn_messages(talk: Talk, index: int, phase: str | None) -> list[Message]:
+    turn = talk.conversation.turns[index]
+    about = talk.notes[index] if index < len(talk.notes) else Notes()
+    is_last = index == len(talk.conversation.turns) - 1
+    shown = [{"role": "user", "content": [*_question(turn, index), *_question_acts(turn, index)]}]
+    foot = _foot(turn, about, index) if phase is None else _waiting(phase)
+    answer = [_text(as_written(turn.answer))] if turn.answer else []
+    if answer or foot:
+        options = [CONTINUE] if is_last and phase is None and turn.answer and turn.finish in CUT else []
+        shown.append({"role": "assistant", "content": [*answer, *foot], "options": options})
     return shown
 
 
@@ -135,17 +170,43 @@ def _label(card: Card, *, unique: bool) -> str:
     return f"{name} · {STAGES.get(card.stage, KINDS[card.kind])}"
 
 
-def _question(turn: Turn) -> list[dict[str, Any]]:
+def _question(turn: Turn, index: int) -> list[dict[str, Any]]:
     pictures = "".join(
-        f"<img src='{_data_url(picture)}' alt='Picture {number} of this question'>"
+        f"<button data-act='view' data-turn='{index}' data-picture='{number - 1}' aria-label='Open picture {number}'>"
+        f"<img src='{_data_url(picture)}' alt='Picture {number} of this question'></button>"
         for number, picture in enumerate(turn.images, start=1)
     )
     content = [_html(f"<div class='pictures'>{pictures}</div>")] if pictures else []
     return [*content, _text(as_typed(turn.question))] if turn.question.strip() else content
 
 
-def _foot(turn: Turn, notes: Notes) -> list[dict[str, Any]]:
-    """The small line under an answer: why it ended, when not by itself, how fast it came, what it did not see."""
+def _question_acts(turn: Turn, index: int) -> list[dict[str, Any]]:
+    return [_html(f"<div class='acts'>{_act('edit', 'Edit', index, text=turn.question)}</div>")]
+
+
+def _answer_acts(turn: Turn, notes: Notes, index: int) -> str:
+    """Copying an answer, judging it, and writing a better one."""
+    buttons = [
+        _act("copy", "Copy", index, text=turn.answer),
+        _act("up", "👍", index, name="Good answer", pressed=notes.vote == "up"),
+        _act("down", "👎", index, name="Bad answer", pressed=notes.vote == "down"),
+        _act("correct", "Correct", index, text=turn.answer, pressed=notes.vote == "corrected"),
+    ]
+    return f"<div class='acts'>{''.join(buttons)}</div>"
+
+
+def _act(
+    act: str, label: str, index: int, *, name: str = "", text: str | None = None, pressed: bool | None = None
+) -> str:
+    """A button that page.js listens to. `text` is what it copies or lets a person change."""
+    state = "" if pressed is None else f" aria-pressed='{str(pressed).lower()}'"
+    held = "" if text is None else f" data-text='{html.escape(text)}'"
+    named = f"title='{name or label}' aria-label='{name or label}'"
+    return f"<button data-act='{act}' data-turn='{index}' {named}{state}{held}>{label}</button>"
+
+
+def _foot(turn: Turn, notes: Notes, index: int) -> list[dict[str, Any]]:
+    """The small line under an answer, why it ended, how fast it came, what it did not see, and what one can do."""
     parts = ["no words came"] if turn.answer == "" else []
     if turn.finish in FINISHES:
         parts.append(FINISHES[turn.finish])
@@ -155,7 +216,8 @@ def _foot(turn: Turn, notes: Notes) -> list[dict[str, Any]]:
         parts.append(f"{notes.tokens_per_second:.0f} tokens/s")
     if notes.left_out is not None:
         parts.append(html.escape(notes.left_out))
-    return [_html(f"<div class='foot'>{' · '.join(parts)}</div>")] if parts else []
+    about = f"<div class='foot'>{' · '.join(parts)}</div>" if parts else ""
+    return [_html(about + (_answer_acts(turn, notes, index) if turn.answer else ""))]
 
 
 def _waiting(phase: str) -> list[dict[str, Any]]:

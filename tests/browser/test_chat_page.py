@@ -154,7 +154,7 @@ def test_retry_undo_and_clear(visit: Visit) -> None:
     expect(page.locator("#box textarea")).to_have_value("First?")
     expect(thumbnails(page)).to_have_count(1)
     ask(page, "Once more?")
-    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="New chat").click()
     expect(questions(page)).to_have_count(0)
     ask(page, "Anew?")
 
