@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
+from llava_app.feedback import Feedback
 from llava_app.ui import settings
+from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, choices, status
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
+from llava_app.ui.side_panel import connect_panel, side_panel
+from llava_app.ui.viewer import Viewer
+from llava_app.ui.votes import Votes
 
 HERE = Path(__file__).parent
 REFRESH = 5  # s between two looks at the model list, so that a finished training run appears by itself
@@ -17,6 +23,10 @@ INVITATION = "## Drop a meme here and ask what the joke is\nor start with one of
 QUICK = ("Explain the joke.", "Describe the picture.", "What does the text say?")
 # Nothing here is an endpoint for others, and no component greys out while an answer comes.
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+KEPT = (
+    "<p class='kept'>👍, 👎 and Correct keep the conversation up to that answer, with its pictures, on this server in "
+    "<code>runs/feedback</code>. A model can be trained on what was liked and corrected.</p>"
+)
 EDITOR = """
 <dialog class="sheet" aria-labelledby="editor-title">
   <form method="dialog">
@@ -40,10 +50,11 @@ def model_list(handlers: Handlers) -> gr.Dropdown:
     )
 
 
-def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
+def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, feedback: Feedback | None) -> None:
     """Lay the chat out below what is on `page`, and connect it and the model list."""
+    panel = side_panel()
     line = gr.HTML(status("Starting …", state="loading"), elem_id="status")
-    window = _conversation(handlers)
+    window = _conversation(handlers, votes=feedback is not None)
     with gr.Row(elem_id="quick"):
         quick = [gr.Button(question.rstrip("."), size="sm") for question in QUICK]
     box = _box()
@@ -51,21 +62,40 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             controls = settings.controls()
             reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
+            context = gr.HTML(elem_id="context", padding=False)
             engine = gr.HTML(elem_id="engine", padding=False)
+            gr.HTML(KEPT if feedback else "", elem_id="kept", padding=False)
         clear = gr.Button("New chat", size="sm", elem_id="clear")
-    bridge = gr.HTML("", html_template=EDITOR, js_on_load=(HERE / "bridge.js").read_text("utf-8"), elem_id="bridge")
+    bridge = gr.HTML("", html_template=EDITOR, js_on_load=_script("bridge.js"), elem_id="bridge")
+    sheet = gr.HTML("", js_on_load=_script("viewer.js"), elem_id="viewer")
     talk = gr.State(Talk())
-    inputs = [talk, model, *controls]
-    _connect_chat(handlers, window, box, bridge=bridge, quick=quick, clear=clear, inputs=inputs)
+    answers = _connect_answers(handlers, window, box, bridge=bridge, quick=quick, inputs=[talk, model, *controls])
+    undo = _connect_undo(handlers, window, box, talk=talk, answers=answers)
+    votes = _connect_votes(Votes(handlers.models, feedback), bridge, outputs=[talk, window], model=model)
+    settled = [event.then(handlers.settle, talk, [window, box], **EVENT) for event in [*answers, undo]]
+    conversations = Conversations(handlers.live)
+    changes = [*settled, *votes]
+    connect_panel(
+        conversations, page, panel, talk=talk, window=window, clear=clear, changes=changes, answers=answers, how=EVENT
+    )
+    viewer = Viewer(handlers.models)
+    _connect_viewer(viewer, sheet, box, bridge=bridge, talk=talk, model=model)
+    _connect_meter(viewer, context, settled, talk=talk, model=model)
     _connect_models(handlers, page, model, line=line, engine=engine)
+    page.load(handlers.begun, None, box, **EVENT)
     settings.connect(page, controls, reset)
 
 
-def _conversation(handlers: Handlers) -> gr.Chatbot:
+def _script(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _conversation(handlers: Handlers, *, votes: bool) -> gr.Chatbot:
     return gr.Chatbot(
         label="Conversation",
         show_label=False,
         elem_id="conversation",
+        elem_classes=[] if votes else ["no-votes"],
         layout="bubble",
         height="100%",
         placeholder=INVITATION,
@@ -93,18 +123,17 @@ def _box() -> gr.MultimodalTextbox:
     )
 
 
-def _connect_chat(
+def _connect_answers(
     handlers: Handlers,
     window: gr.Chatbot,
     box: gr.MultimodalTextbox,
     *,
     bridge: gr.HTML,
     quick: Sequence[gr.Button],
-    clear: gr.Button,
     inputs: list[Any],
-) -> None:
-    talk = inputs[0]
-    outputs = [talk, window, box]
+) -> list[Dependency]:
+    """The events that end in an answer, and Stop."""
+    outputs = [inputs[0], window, box]
     answers = [
         box.submit(handlers.send, [box, *inputs], outputs, **EVENT),
         window.example_select(handlers.example, inputs, outputs, **EVENT),
@@ -117,13 +146,42 @@ def _connect_chat(
         ),
     ]
     box.stop(None, cancels=answers, **EVENT)
+    return answers
+
+
+def _connect_undo(
+    handlers: Handlers, window: gr.Chatbot, box: gr.MultimodalTextbox, *, talk: gr.State, answers: list[Dependency]
+) -> Dependency:
     one_by_one = EVENT | {"concurrency_limit": 1, "trigger_mode": "multiple"}  # every click counts, in its turn
-    ends = [
-        window.undo(handlers.undo, talk, outputs, cancels=answers, **one_by_one),
-        clear.click(handlers.clear, None, outputs, cancels=answers, **EVENT),
+    return window.undo(handlers.undo, talk, [talk, window, box], cancels=answers, **one_by_one)
+
+
+def _connect_votes(votes: Votes, bridge: gr.HTML, *, outputs: list[Any], model: gr.Dropdown) -> list[Dependency]:
+    return [
+        bridge.like(votes.vote, [outputs[0], model], outputs, **EVENT),
+        bridge.submit(votes.correct, [outputs[0], model], outputs, **EVENT),
     ]
-    for event in [*answers, *ends]:
-        event.then(handlers.settle, talk, [window, box], **EVENT)
+
+
+def _connect_viewer(
+    viewer: Viewer,
+    window: gr.HTML,
+    box: gr.MultimodalTextbox,
+    *,
+    bridge: gr.HTML,
+    talk: gr.State,
+    model: gr.Dropdown,
+) -> None:
+    bridge.select(viewer.show, [talk, model], window, **EVENT)
+    window.input(viewer.part, [box, talk], box, **EVENT)
+
+
+def _connect_meter(
+    viewer: Viewer, context: gr.HTML, changes: list[Dependency], *, talk: gr.State, model: gr.Dropdown
+) -> None:
+    for change in changes:
+        change.then(viewer.measure, [talk, model], context, **EVENT)
+    model.change(viewer.measure, [talk, model], context, **EVENT)
 
 
 def _connect_models(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, *, line: gr.HTML, engine: gr.HTML) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary
 
+from PIL import Image
+
 from llava_app.chat import Progress
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation, Turn
@@ -48,6 +50,7 @@ class Notes:
     tokens_per_second: float | None = None
     left_out: str | None = None  # what the model was not shown
     vote: Vote | None = None
+    record: str | None = None  # the id under which the vote is kept
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,17 @@ def choices(cards: dict[str, Card]) -> list[tuple[str, str]]:
     return [(_label(card, unique=bearers[card.name] == 1), key) for key, card in cards.items()]
 
 
-def status(about: str, *, state: str, why: str = "") -> str:
-    """The line about the model: what it knows, then how it runs. `state`: "loading" | "ready" | "failed"."""
+def status(about: str, *, state: str, why: str = "", facts: Sequence[tuple[str, str]] = ()) -> str:
+    """The line about the model: what it knows, then how it runs. `state`: "loading" | "ready" | "failed".
+
+    `facts` are names and values for whoever asks for more.
+    """
     detail = f"<span class='why'>{html.escape(why)}</span>" if why else ""
+    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
+    more = f"<details><summary>More about this model</summary><dl>{rows}</dl></details>" if rows else ""
     return (
         f"<div class='status {state}' role='status'><span class='dot' aria-hidden='true'></span>"
-        f"<p><span class='about'>{html.escape(about)}</span> {detail}</p></div>"
+        f"<div><p><span class='about'>{html.escape(about)}</span> {detail}</p>{more}</div></div>"
     )
 
 
@@ -163,6 +171,15 @@ def activity(snapshot: Snapshot) -> str:
         parts.append(f"{snapshot.tokens_reused / prompts:.0%} of what was asked was read before")
     parts.append(f"{snapshot.cache_bytes / 1e6:,.0f} MB remembered")
     return f"<p class='activity'>{' · '.join(parts)}</p>"
+
+
+def data_url(image: Image.Image, side: int) -> str:
+    """The image in the address itself, at most `side` pixels long and wide."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=90)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _label(card: Card, *, unique: bool) -> str:
@@ -229,11 +246,7 @@ def _waiting(phase: str) -> list[dict[str, Any]]:
 def _data_url(picture: Picture) -> str:
     url = _data_urls.get(picture)
     if url is None:
-        small = picture.image.copy()
-        small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        file = io.BytesIO()
-        small.save(file, "WEBP", quality=90)
-        url = _data_urls[picture] = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+        url = _data_urls[picture] = data_url(picture.image, SHOWN_SIDE)
     return url
 
 

@@ -20,6 +20,7 @@ from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
 from llava_app.chat import reply
+from llava_app.checkpoints import Card
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, ImageError, UserError
 from llava_app.images import open_image
@@ -120,16 +121,13 @@ class Handlers:
         shorter = talk.undo()
         return shorter, messages(shorter), gr.update(value={"text": turn.question, "files": files})
 
-    def clear(self) -> Update:
-        """Start a new conversation. The one before it stays in the list."""
-        return Talk(), [], gr.skip()
-
     def settle(self, talk: Talk) -> tuple[Any, Any]:
         """Chatbot and box once nothing is being answered: the answer ended, failed or was stopped."""
         return messages(talk), gr.update(submit_btn=True, stop_btn=False)
 
-    def greet(self) -> Iterator[tuple[Any, Any]]:
-        """Model list and status for a new tab, as soon as it is known which model to start with."""
+    def greet(self, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+        """Model list and status for a new tab, as soon as it is known which model to start with: the one that the
+        address names with ?model=, or that of the app."""
         while not self.models.first.done():
             yield gr.skip(), status("Starting …", state="loading")
             wait([self.models.first], timeout=HEARTBEAT)
@@ -138,7 +136,16 @@ class Handlers:
         except Exception as error:
             yield gr.update(choices=choices(self.models.cards())), status(explain(error), state="failed")
             return
-        yield gr.update(choices=choices(self.models.cards()), value=key), gr.skip()
+        cards = self.models.cards()
+        yield (
+            gr.update(choices=choices(cards), value=_named(request.query_params.get("model"), cards) or key),
+            gr.skip(),
+        )
+
+    def begun(self, request: gr.Request) -> Any:
+        """The question that the address brings along with ?q=; it is sent by hand."""
+        question = (request.query_params.get("q") or "")[:MAX_CHARACTERS]
+        return gr.update(value={"text": question, "files": []}) if question else gr.skip()
 
     def choose(self, model: str | None) -> Iterator[str]:
         """Load the chosen model and say how that goes. The conversation stays."""
@@ -150,7 +157,8 @@ class Handlers:
                 while not ready.done():
                     yield status(f"Loading {card.name} …", state="loading")
                     wait([ready], timeout=HEARTBEAT)
-                yield status(card.about, state="ready", why=self.models.why(model, ready.result()))
+                why, facts = self.models.why(model, ready.result()), ready.result().facts
+                yield status(card.about, state="ready", why=why, facts=facts)
         except Exception as error:
             yield status(explain(error), state="failed")
 
@@ -214,6 +222,11 @@ class Handlers:
                     drawn_at, phase = time.monotonic(), progress.phase
                     yield talk.advance(progress), None if phase == "done" else phase
                     next_at = drawn_at + _pause(time.monotonic() - drawn_at)
+
+
+def _named(name: str | None, cards: dict[str, Card]) -> str | None:
+    """The key of the model with this key or name; None when there is none."""
+    return next((key for key, card in cards.items() if name in (key, card.name)), None)
 
 
 def _pause(drawing: float) -> float:

@@ -36,6 +36,11 @@ class Live:
                 self._talks.move_to_end(key)
             return self._talks.get(key)
 
+    def forget(self, key: str) -> None:
+        """Drop the conversation with this key, if there is one."""
+        with self._lock:
+            self._forget(key)
+
     def _forget(self, key: str) -> None:
         talk = self._talks.pop(key, None)
         self._bytes -= _bytes(talk) if talk else 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava_app.checkpoints import Card, catalogue
 from llava_app.engine import Engine
-from llava_app.engine.process import ModelProcess, ProcessEngine
+from llava_app.engine.process import ModelProcess, Opened, ProcessEngine
 from llava_app.errors import ModelError
 
 SWITCH_LIMIT = 30.0  # seconds that the answers of one model can hold up the next
@@ -27,6 +27,7 @@ class Ready:
 
     engine: Engine
     why: str
+    opened: Opened | None = None  # None where the model runs elsewhere
 
 
 @dataclass
@@ -74,12 +75,17 @@ class Models:
         started = self.first.done() and not self.first.exception() and self.first.result() == key
         return f"{self.first_why} {ready.why}".strip() if started else ready.why
 
-    def loaded(self, card: Card) -> Engine | None:
-        """The engine of `card`, if it is loaded now."""
+    def ready(self, card: Card) -> Ready | None:
+        """What is known of `card` and its engine, if it is loaded now."""
         with self._lock:
             slot = self._slots.get(card)
         loaded = slot is not None and slot.ready.done() and not slot.ready.exception()
-        return slot.ready.result().engine if slot and loaded else None
+        return slot.ready.result() if slot and loaded else None
+
+    def loaded(self, card: Card) -> Engine | None:
+        """The engine of `card`, if it is loaded now."""
+        ready = self.ready(card)
+        return ready.engine if ready else None
 
     @contextmanager
     def lend(self, card: Card) -> Iterator[Future[Ready]]:
@@ -143,4 +149,4 @@ def _key(card: Card) -> str:
 def load_locally(models: ModelProcess, card: Card, precision: str) -> Ready:
     """Load `card` onto this machine, in the models' process. Raises ModelError."""
     engine = ProcessEngine(models, card, precision)
-    return Ready(engine, engine.opened.why)
+    return Ready(engine, engine.opened.why, engine.opened)

@@ -7,6 +7,7 @@ import gradio as gr
 from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
+from llava_app.feedback import Feedback
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
@@ -19,15 +20,16 @@ UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
-def build(models: Models) -> gr.Blocks:
-    """The page on the models of this process."""
+def build(models: Models, feedback: Path | None = None) -> gr.Blocks:
+    """The page on the models of this process. `feedback` is the folder for votes and corrections; None: no such
+    buttons."""
     handlers = Handlers(models, read_examples())
     mark = MARK.read_text(encoding="utf-8")
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
             model = model_list(handlers)
-        chat(handlers, page, model)
+        chat(handlers, page, model, Feedback(feedback) if feedback else None)
     return page
 
 
@@ -57,8 +59,11 @@ def _serve(page: gr.Blocks, *, host: str, port: int) -> None:
         raise UserError(f"The page cannot open port {port} on {host}. Choose another one with --port.") from error
 
 
-def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int) -> None:
-    """Serve the page until it is interrupted. Raises UserError: no such `model`, or a port that is taken."""
+def open_page(model: str | None, *, precision: str, runs: Path, host: str, port: int, feedback: bool = True) -> None:
+    """Serve the page until it is interrupted; with `feedback`, votes and corrections are kept below `runs`.
+
+    Raises UserError: no such `model`, or a port that is taken.
+    """
     chosen = find(model, runs) if model else None
     process = ModelProcess()
 
@@ -67,7 +72,7 @@ def open_page(model: str | None, *, precision: str, runs: Path, host: str, port:
 
     models = Models(lambda card: load_locally(process, card, precision), choose, runs=runs)
     models.start()  # beside the page: neither waits for the other
-    page = build(models)
+    page = build(models, runs / "feedback" if feedback else None)
     _serve(page, host=host, port=port)
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
     page.block_thread()
