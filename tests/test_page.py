@@ -249,10 +249,6 @@ def test_undo_puts_question_and_pictures_back_into_the_box(handlers: Handlers, m
     assert Image.open(box["value"]["files"][0]).getpixel((0, 0)) == (128, 0, 128)
 
 
-def test_clear_starts_anew(handlers: Handlers) -> None:
-    assert handlers.clear()[:2] == (Talk(), [])
-
-
 @pytest.mark.parametrize("nothing", ["retry", "undo"])
 def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing: str) -> None:
     update = handlers.undo(Talk()) if nothing == "undo" else next(handlers.retry(Talk(), "run/tiny", *SHORT))
@@ -275,8 +271,20 @@ def test_examples_are_read_from_their_list_and_may_be_missing(tmp_path: Path) ->
     assert read_examples(tmp_path) == (Example(tmp_path / "memes/a.png", "Why?"),)
 
 
+def address(**query: str) -> Any:
+    return SimpleNamespace(query_params=query)
+
+
+def test_the_address_may_name_the_model_and_begin_the_question(handlers: Handlers) -> None:
+    for name in ("run/Faulty", "Faulty"):
+        assert list(handlers.greet(address(model=name)))[-1][0]["value"] == "run/Faulty"
+    assert list(handlers.greet(address(model="nobody")))[-1][0]["value"] == "run/tiny"
+    assert handlers.begun(address(q="What is <b>it</b>?"))["value"] == message("What is <b>it</b>?")
+    assert "value" not in handlers.begun(address())
+
+
 def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
-    model, _ = list(handlers.greet())[-1]
+    model, _ = list(handlers.greet(address()))[-1]
     assert model["value"] == "run/tiny"
     assert ("Tiny · trained here", "run/tiny") in model["choices"]
 
@@ -284,7 +292,7 @@ def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
 def test_a_start_that_failed_is_told_to_every_new_tab(runs: Path) -> None:
     models = Models(load, lambda: (models.cards()["nobody"], ""), runs=runs)
     models.start()
-    _, status = list(Handlers(models, []).greet())[-1]
+    _, status = list(Handlers(models, []).greet(address()))[-1]
     assert "status failed" in status
 
 
@@ -293,6 +301,7 @@ def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers)
     assert "status ready" in status
     assert "Random weights: it answers nonsense." in status
     assert "The only one." in status
+    assert "<dt>Context</dt><dd>512 tokens" in status
 
 
 def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:

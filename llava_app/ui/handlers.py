@@ -137,10 +137,8 @@ class Handlers:
             yield gr.update(choices=choices(self.models.cards())), status(explain(error), state="failed")
             return
         cards = self.models.cards()
-        yield (
-            gr.update(choices=choices(cards), value=_named(request.query_params.get("model"), cards) or key),
-            gr.skip(),
-        )
+        key = _named(request.query_params.get("model"), cards) or key
+        yield gr.update(choices=choices(cards), value=key), gr.skip()
 
     def begun(self, request: gr.Request) -> Any:
         """The question that the address brings along with ?q=; it is sent by hand."""

@@ -92,10 +92,11 @@ def meter(context: Use) -> str:
     )
     words = " · ".join(f"<span class='{name}'>{name} {tokens:,}</span>" for name, tokens in parts.items())
     used = sum(parts.values())
+    room = f"room for answers {context.free:,}"
     over = " · the oldest questions are left out" if used > context.limit else ""
     return (
         f"<div class='meter'><div class='bar' aria-hidden='true'>{spans}</div>"
-        f"<p>Context: {used:,} of {context.limit:,} tokens · {words} · room for answers {context.free:,}{over}</p></div>"
+        f"<p>Context: {used:,} of {context.limit:,} tokens · {words} · {room}{over}</p></div>"
     )
 
 
