@@ -22,8 +22,10 @@ CONTRAST = """() => {
         .map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
         .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
     const ground = (element) => {
-        for (; element; element = element.parentElement)
-            if (parts(getComputedStyle(element).backgroundColor)[3] === 255) return getComputedStyle(element).backgroundColor;
+        for (; element; element = element.parentElement) {
+            const colour = getComputedStyle(element).backgroundColor;
+            if (parts(colour)[3] === 255) return colour;
+        }
         return getComputedStyle(document.body).backgroundColor;
     };
     const low = [];
@@ -32,7 +34,8 @@ CONTRAST = """() => {
         if (!text || !element.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
         const [one, other] = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
         const ratio = (one + 0.05) / (other + 0.05);
-        if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${element.className} ${element.textContent.trim().slice(0, 40)}`);
+        const told = `${element.className} ${element.textContent.trim().slice(0, 40)}`;
+        if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${told}`);
     }
     return low;
 }"""
