@@ -301,7 +301,7 @@ def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers)
     assert "status ready" in status
     assert "Random weights: it answers nonsense." in status
     assert "The only one." in status
-    assert "<dt>Context</dt><dd>512 tokens" in status
+    assert "<dt>Trained</dt><dd>stage 2: it answers questions</dd>" in status
 
 
 def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:

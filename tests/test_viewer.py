@@ -1,4 +1,5 @@
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from llava_app.checkpoints import built_in
 from llava_app.conversation import Conversation
+from llava_app.engine.process import Opened
 from llava_app.feedback import Feedback
 from llava_app.images import Picture
 from llava_app.loading import Loaded
@@ -33,7 +35,7 @@ class OneModel(Models):
 
     def ready(self, card: Any) -> Ready | None:
         loaded = self.loaded_model
-        return Ready(None, "", loaded.processor, loaded.plan) if loaded else None
+        return Ready(None, "", Opened("", pickle.dumps((loaded.processor, loaded.plan)))) if loaded else None
 
 
 def event(**data: Any) -> gr.EventData:
@@ -55,6 +57,13 @@ def test_the_parts_of_the_context_make_the_whole_prompt(tiny_loaded: Loaded) -> 
     assert (context.pictures, context.free) == (16, 512 - whole)
     assert context.system > 100  # bytes of vicuna_v1's own system prompt
     assert f"{whole:,} of 512 tokens" in meter(context)
+
+
+def test_context_and_memory_of_the_chosen_model_are_told(tiny_loaded: Loaded) -> None:
+    viewer = Viewer(OneModel(tiny_loaded))
+    assert "pictures 16" in viewer.measure(TALK, "tiny")
+    assert viewer.measure(Talk(), "tiny").startswith("<p>Model: 0.00 GB of weights")
+    assert viewer.measure(TALK, "other") == ""
 
 
 def test_a_picture_is_opened_with_what_the_model_sees(tiny_loaded: Loaded) -> None:

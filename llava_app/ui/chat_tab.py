@@ -59,7 +59,7 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, feedback: Feed
         quick = [gr.Button(question.rstrip("."), size="sm") for question in QUICK]
     box = _box()
     with gr.Column(elem_id="below"):
-        with gr.Accordion("Settings", open=False, elem_id="settings"):
+        with gr.Accordion("Settings", open=False, elem_id="settings") as drawer:
             controls = settings.controls()
             reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
             context = gr.HTML(elem_id="context", padding=False)
@@ -80,7 +80,7 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, feedback: Feed
     )
     viewer = Viewer(handlers.models)
     _connect_viewer(viewer, sheet, box, bridge=bridge, talk=talk, model=model)
-    _connect_meter(viewer, context, settled, talk=talk, model=model)
+    drawer.expand(viewer.measure, [talk, model], context, **EVENT)
     _connect_models(handlers, page, model, line=line, engine=engine)
     page.load(handlers.begun, None, box, **EVENT)
     settings.connect(page, controls, reset)
@@ -174,14 +174,6 @@ def _connect_viewer(
 ) -> None:
     bridge.select(viewer.show, [talk, model], window, **EVENT)
     window.input(viewer.part, [box, talk], box, **EVENT)
-
-
-def _connect_meter(
-    viewer: Viewer, context: gr.HTML, changes: list[Dependency], *, talk: gr.State, model: gr.Dropdown
-) -> None:
-    for change in changes:
-        change.then(viewer.measure, [talk, model], context, **EVENT)
-    model.change(viewer.measure, [talk, model], context, **EVENT)
 
 
 def _connect_models(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, *, line: gr.HTML, engine: gr.HTML) -> None:

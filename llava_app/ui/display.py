@@ -36,6 +36,16 @@ FINISHES = {
     "failed": "broke off",
 }
 STAGES = {"base": "not trained yet", "align": "stage 1: only captions"}
+TRAINED = {
+    "base": "not yet",
+    "align": "stage 1: it only captions pictures and cannot talk",
+    "instruct": "stage 2: it answers questions",
+}
+IMAGE_MODES = {
+    "pad": "padded to a square, nothing is cut off",
+    "crop": "the middle, as a square",
+    "anyres": "an overview and tiles in full resolution",
+}
 KINDS = {"built-in": "built in", "run": "trained here", "hub": "from the Hub"}
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
@@ -157,6 +167,18 @@ def status(about: str, *, state: str, why: str = "", facts: Sequence[tuple[str, 
         f"<div class='status {state}' role='status'><span class='dot' aria-hidden='true'></span>"
         f"<div><p><span class='about'>{html.escape(about)}</span> {detail}</p>{more}</div></div>"
     )
+
+
+def facts(card: Card) -> list[tuple[str, str]]:
+    """What else a card says of its model, as names and values."""
+    data = ", ".join(f"{name}: {value}" for name, value in card.data.items() if not isinstance(value, dict))
+    return [
+        ("Trained", TRAINED[card.stage]),
+        ("From", KINDS.get(card.kind, card.kind) + (f", on {card.base}" if card.base else "")),
+        ("Pictures", IMAGE_MODES.get(card.image_mode, card.image_mode)),
+        ("Template", card.template),
+        *([("Data", data)] if data else []),
+    ]
 
 
 def activity(snapshot: Snapshot) -> str:

@@ -24,7 +24,7 @@ from llava_app.checkpoints import Card
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, ImageError, UserError
 from llava_app.images import open_image
-from llava_app.ui.display import Talk, activity, choices, messages, status
+from llava_app.ui.display import Talk, activity, choices, facts, messages, status
 from llava_app.ui.examples import Example
 from llava_app.ui.live import Live
 from llava_app.ui.models import Models
@@ -155,8 +155,8 @@ class Handlers:
                 while not ready.done():
                     yield status(f"Loading {card.name} …", state="loading")
                     wait([ready], timeout=HEARTBEAT)
-                why, facts = self.models.why(model, ready.result()), ready.result().facts
-                yield status(card.about, state="ready", why=why, facts=facts)
+                why = self.models.why(model, ready.result())
+                yield status(card.about, state="ready", why=why, facts=facts(card))
         except Exception as error:
             yield status(explain(error), state="failed")
 

@@ -1,16 +1,21 @@
 """A picture opened large, as the model sees it, and a part of it as a further picture; and how full the context is."""
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
 from llava_app.images import Picture
-from llava_app.seen import Seen, Use, seen, use
 from llava_app.ui.display import Talk, data_url
-from llava_app.ui.models import Models, Ready
+from llava_app.ui.models import Models
+
+if TYPE_CHECKING:  # it imports torch, which the page does only when somebody wants to see this
+    from transformers import ProcessorMixin
+
+    from llava_app.memory import Plan
+    from llava_app.seen import Seen, Use
 
 LARGE_SIDE = 1280  # px
 LEAST_PART = 0.02  # of a picture's side
@@ -30,8 +35,10 @@ class Viewer:
         if found is None:
             return gr.skip()
         turn, number, picture = found
-        ready = self._ready(model)
-        sight = seen(picture.image, ready.processor) if ready and ready.processor else None
+        from llava_app.seen import seen
+
+        parts = self._parts(model)
+        sight = seen(picture.image, parts[0]) if parts else None
         return sheet(picture, sight, turn=turn, number=number)
 
     def part(self, chosen: gr.EventData, message: dict[str, Any] | None, talk: Talk) -> Any:
@@ -47,19 +54,25 @@ class Viewer:
         message = message or {}
         return gr.update(value={"text": message.get("text") or "", "files": [*(message.get("files") or []), file]})
 
-    def measure(self, talk: Talk, model: str | None) -> Any:
-        """How full the context of the chosen model is."""
-        ready = self._ready(model)
-        if not talk.conversation.turns or ready is None or ready.processor is None or ready.plan is None:
+    def measure(self, talk: Talk, model: str | None) -> str:
+        """What the chosen model takes of the memory, and the conversation of its context."""
+        from llava_app.seen import use
+
+        parts = self._parts(model)
+        if not parts:
             return ""
-        return meter(use(talk.conversation, ready.processor, limit=ready.plan.length))
+        processor, plan = parts
+        shown = room(plan)
+        return meter(use(talk.conversation, processor, limit=plan.length)) + shown if talk.conversation.turns else shown
 
-    def _ready(self, model: str | None) -> Ready | None:
+    def _parts(self, model: str | None) -> "tuple[ProcessorMixin, Plan] | None":
+        """Processor and plan of the chosen model; None while it is not loaded, and where it runs elsewhere."""
         card = self.models.cards().get(model or "")
-        return self.models.ready(card) if card else None
+        ready = self.models.ready(card) if card else None
+        return ready.opened.parts if ready and ready.opened else None
 
 
-def sheet(picture: Picture, sight: Seen | None, *, turn: int, number: int) -> str:
+def sheet(picture: Picture, sight: "Seen | None", *, turn: int, number: int) -> str:
     """The dialogue about one picture."""
     about = f"data-turn='{turn}' data-picture='{number}'"
     tiles = "".join(
@@ -83,7 +96,7 @@ def sheet(picture: Picture, sight: Seen | None, *, turn: int, number: int) -> st
     )
 
 
-def meter(context: Use) -> str:
+def meter(context: "Use") -> str:
     """The context as a bar with its parts, and in words."""
     parts = {"system": context.system, "text": context.text, "pictures": context.pictures}
     spans = "".join(
@@ -97,6 +110,14 @@ def meter(context: Use) -> str:
     return (
         f"<div class='meter'><div class='bar' aria-hidden='true'>{spans}</div>"
         f"<p>Context: {used:,} of {context.limit:,} tokens · {words} · {room}{over}</p></div>"
+    )
+
+
+def room(plan: "Plan") -> str:
+    """What a model needs, in words."""
+    return (
+        f"<p>Model: {plan.need.weights / 1e9:.2f} GB of weights, {plan.total / 1e9:.2f} GB with everything full; "
+        f"a context of {plan.length:,} tokens, for {plan.rows} conversations at once</p>"
     )
 
 
