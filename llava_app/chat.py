@@ -26,7 +26,8 @@ class Progress:
 
 
 def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Generator[Progress, None, None]:
-    """Stream the answer to the open last turn of `conversation`; the last Progress holds the finished conversation.
+    """Stream the answer to the open last turn of `conversation`, or the rest of one that has begun; the last Progress
+    holds the finished conversation.
 
     Closing the iterator stops the model; the conversation of the last Progress is then the one to keep.
     Raises UserError, for a fault with an id that finds it in the log; the caller's conversation is as it was, its
@@ -51,7 +52,7 @@ def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Gen
 
 def _progress(pieces: Iterator[Piece], conversation: Conversation) -> Iterator[Progress]:
     pace = _Pace(time.monotonic())
-    text, left_out = "", None
+    text, left_out = conversation.turns[-1].answer or "", None
     for piece in pieces:
         text += piece.text
         left_out = piece.left_out or left_out

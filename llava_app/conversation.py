@@ -10,7 +10,7 @@ from llava_app.errors import DataError
 from llava_app.images import Picture
 
 IMAGE_MARK = "<image>"  # a picture's place in the text of a record and of a prompt
-FINISHES = ("stop", "length", "stopped", "time", "failed")
+FINISHES = ("stop", "length", "stopped", "time", "failed", "open")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -19,7 +19,8 @@ class Turn:
     """A question with its pictures and, once there is one, its answer.
 
     `finish` says why the answer ended: "stop" (the model's end token), "length" (token limit), "stopped" (by the
-    person), "time" (time limit) or "failed". Half of a surrogate pair, which no encoding can write, becomes U+FFFD.
+    person), "time" (time limit) or "failed"; "open" means that it goes on where it stopped. Half of a surrogate pair,
+    which no encoding can write, becomes U+FFFD.
     """
 
     question: str
@@ -36,10 +37,15 @@ class Turn:
         if self.finish is not None and self.answer is None:
             raise ValueError(f"finish is {self.finish!r} but there is no answer that could have ended")
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the question waits for its answer, or the answer for its rest."""
+        return self.answer is None or self.finish == "open"
+
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order; only the last may be open, that is, without an answer. `system` None: the template's own."""
+    """Turns in order; only the last may be open, that is, not answered yet. `system` None: the template's own."""
 
     turns: tuple[Turn, ...] = ()
     system: str | None = None
@@ -48,13 +54,13 @@ class Conversation:
         if self.system is not None:
             object.__setattr__(self, "system", _well_formed(self.system))
         for number, turn in enumerate(self.turns[:-1], start=1):
-            if turn.answer is None:
+            if turn.is_open:
                 raise ValueError(f"turn {number} of {len(self.turns)} has no answer; only the last turn may be open")
 
     @property
     def is_open(self) -> bool:
-        """Whether the last question waits for its answer."""
-        return bool(self.turns) and self.turns[-1].answer is None
+        """Whether the last turn is open."""
+        return bool(self.turns) and self.turns[-1].is_open
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -68,7 +74,7 @@ class Conversation:
         return replace(self, turns=(*self.turns, Turn(question, tuple(images))))
 
     def answer(self, text: str, finish: str = "stop") -> Self:
-        """Fill the open turn. ValueError when there is none."""
+        """Fill the open turn with its whole answer. ValueError when there is none."""
         if not self.is_open:
             raise ValueError("there is no open question to answer; ask one first")
         return self._with_last(replace(self.turns[-1], answer=text, finish=finish))
@@ -78,6 +84,12 @@ class Conversation:
         if not self.turns:
             raise ValueError("there is nothing to retry; the conversation has no turns")
         return self._with_last(replace(self.turns[-1], answer=None, finish=None))
+
+    def resume(self) -> Self:
+        """Open the last answer where it stopped, to be continued. ValueError when there is none."""
+        if not self.turns or self.turns[-1].answer is None:
+            raise ValueError("there is no answer to continue; ask something first")
+        return self._with_last(replace(self.turns[-1], finish="open"))
 
     def undo(self) -> Self:
         """Remove the last turn. ValueError when there is no turn."""

@@ -91,8 +91,8 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
 def render(conversation: Conversation, template: str, *, open_answer: bool) -> Rendered:
     """The prompt: `<image>` for every picture, Llama's `</s>` as the end token, no begin token.
 
-    `template` is Jinja text. With `open_answer` the last turn is open and the prompt ends where its answer starts;
-    without, every turn is answered. ValueError when the conversation is not so.
+    `template` is Jinja text. With `open_answer` the last turn is open and the prompt ends where its answer starts or
+    goes on; without, every turn is answered. ValueError when the conversation is not so.
     """
     _check_turns(conversation, open_answer)
     return _render(messages(conversation), template, open_answer=open_answer, special={"eos_token": "</s>"})
@@ -219,15 +219,24 @@ def _messages(conversation: Conversation, *, spell: Callable[[str], str]) -> lis
 
 
 def _render(written: list[dict[str, Any]], template: str, *, open_answer: bool, special: Mapping[str, str]) -> Rendered:
+    continued = open_answer and written[-1]["role"] == "assistant"
     with _rendering:
         texts, answers = render_jinja_template(
             [written],
             chat_template=template,
             return_assistant_tokens_mask=True,
-            add_generation_prompt=open_answer,
+            add_generation_prompt=open_answer and not continued,
             **special,
         )
-    return Rendered(texts[0], answers[0])
+    rendered = Rendered(texts[0], answers[0])
+    return _cut_after(written[-1]["content"][-1]["text"], rendered) if continued else rendered
+
+
+def _cut_after(begun: str, rendered: Rendered) -> Rendered:
+    """The prompt up to the end of the answer that has begun, without what the template writes after an answer."""
+    begin, _ = rendered.answers[-1]
+    end = rendered.text.index(begun, begin) + len(begun)
+    return Rendered(rendered.text[:end], [*rendered.answers[:-1], (begin, end)])
 
 
 def _token_starts(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

@@ -3,16 +3,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from llava_app.chat import Progress, reply
-from llava_app.checkpoints import Card
-from llava_app.conversation import Conversation
+from llava_app.checkpoints import Card, built_in
+from llava_app.conversation import Conversation, Turn
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.errors import ContextError, UserError
-from llava_app.loading import Loaded
+from llava_app.images import open_image
+from llava_app.loading import Loaded, load
+from llava_app.prompts import tokenise
 
 ASKED = Conversation().ask("What is funny?")
 
@@ -117,3 +120,37 @@ def test_a_real_engine_answers_and_the_conversation_goes_on(tiny_loaded: Loaded)
 def test_chat_needs_neither_torch_nor_gradio() -> None:
     code = "import sys, llava_app.chat; sys.exit(bool({'torch', 'transformers', 'gradio'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_continued_answer_keeps_what_was_written() -> None:
+    cut = ASKED.answer("A joke", "length").resume()
+    progress = list(reply(ScriptedEngine([Piece(" about", tokens=1), Piece(" cats.", "stop", 2)]), cut, Sampling()))
+    assert [p.text for p in progress] == ["A joke about", "A joke about cats."]
+    assert progress[-1].conversation == ASKED.answer("A joke about cats.", "stop")
+
+
+def test_the_prompt_of_a_continued_answer_ends_with_its_beginning_and_no_end_token(tiny_loaded: Loaded) -> None:
+    before = ASKED.answer("A joke </s> of 3", "length").ask("Why?")
+    ids, _ = tokenise(
+        before.answer("It is", "length").resume(), tiny_loaded.processor, picture_tokens=[], open_answer=True
+    )
+    asked, _ = tokenise(before, tiny_loaded.processor, picture_tokens=[], open_answer=True)
+    decoded = tiny_loaded.processor.tokenizer.decode(ids)
+    assert decoded.endswith("USER: Why? ASSISTANT: It is")
+    assert ids[: len(asked)].tolist() == asked.tolist()
+    assert ids.tolist().count(tiny_loaded.processor.tokenizer.eos_token_id) == 1  # of the first answer
+
+
+def test_greedy_and_continued_is_the_answer_in_one_go() -> None:
+    picture = open_image(Path(__file__).parents[1] / "examples" / "memes" / "big-dog.png")
+    asked = Conversation().ask("Describe the picture.", (picture,))
+    engine = LocalEngine(load(built_in(), "float32"))
+
+    def answered(conversation: Conversation, tokens: int) -> Turn:
+        sampling = Sampling(temperature=0, max_new_tokens=tokens)
+        return list(reply(engine, conversation, sampling))[-1].conversation.turns[-1]
+
+    whole, half = answered(asked, 100), answered(asked, 5)
+    assert half.finish == "length"
+    assert answered(Conversation((half,)).resume(), 95) == whole
+    engine.close()

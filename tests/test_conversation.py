@@ -45,6 +45,12 @@ class TestTurns:
         assert TALK.retry().turns == (TALK.turns[0], Turn("And this?", (BLUE,)))
         assert TALK.retry().retry() == TALK.retry()
 
+    def test_resume_opens_the_last_answer_where_it_stopped(self) -> None:
+        cut = TALK.retry().answer("A d", "length")
+        assert cut.resume().is_open
+        assert cut.resume().answer("A dog.") == TALK.retry().answer("A dog.")
+        assert cut.resume().turns[-1].answer == "A d"
+
     def test_undo_removes_the_last_turn(self) -> None:
         assert TALK.undo().turns == TALK.turns[:1]
         assert TALK.ask("Why?").undo() == TALK
@@ -63,6 +69,9 @@ class TestTurns:
             (lambda: waiting.ask("Hello?"), "last question has no answer yet; answer it or undo it"),
             (lambda: TALK.answer("No."), "no open question to answer; ask one first"),
             (lambda: empty.answer("No."), "no open question to answer; ask one first"),
+            (empty.resume, "no answer to continue"),
+            (TALK.retry().resume, "no answer to continue"),
+            (lambda: to_record(TALK.resume(), "1", ["a", "b"]), "a record needs"),
             (empty.retry, "nothing to retry; the conversation has no turns"),
             (empty.undo, "nothing to undo; the conversation has no turns"),
             (lambda: TALK.edit(2, "?"), "no turn 2 to edit; the conversation has 2, counted from 0"),

@@ -61,7 +61,7 @@ def test_text_keeps_its_indentation_by_going_as_a_dictionary() -> None:
 
 def test_pictures_are_shown_from_the_session_and_not_from_a_file() -> None:
     asked = Talk(Conversation().ask("What?", (RED, RED)).answer("Red.", "stop"), (Notes(),))
-    picture, question = messages(asked)[0]["content"]
+    picture, question, _ = messages(asked)[0]["content"]
     assert picture["value"].count("<img src='data:image/webp;base64,") == 2
     assert question["text"] == "What?"
 
@@ -75,14 +75,34 @@ def test_under_an_answer_stands_why_it_ended_and_how_fast_it_came(finish: str, n
     assert "first word after 0.12 s · 241 tokens/s" in foot
 
 
-def test_an_answer_that_ended_by_itself_says_only_how_fast_it_came() -> None:
+def test_an_answer_that_ended_by_itself_says_so_and_how_fast_it_came() -> None:
     foot = texts(messages(talk(("q", "a", "stop"), notes=Notes(0.1, None))))[-1]
-    assert foot == "<div class='foot'>first word after 0.10 s</div>"
+    assert foot.startswith("<div class='foot'>finished · first word after 0.10 s</div>")
+
+
+def test_what_the_buttons_copy_and_let_edit_is_the_text_itself() -> None:
+    acts = texts(messages(talk(("'q' <b>", "a & b", "stop"))))
+    assert "data-act='edit' data-turn='0'" in acts[1]
+    assert "data-text='&#x27;q&#x27; &lt;b&gt;'" in acts[1]
+    assert "data-text='a &amp; b'" in acts[3]
+
+
+@pytest.mark.parametrize(("finish", "offered"), [("length", True), ("stopped", True), ("stop", False)])
+def test_an_answer_that_was_cut_can_be_continued_while_it_is_the_last(finish: str, offered: bool) -> None:
+    shown = messages(talk(("q", "a", finish), ("r", "b", finish)))
+    assert [bool(message.get("options")) for message in shown] == [False, False, False, offered]
+
+
+def test_while_an_answer_streams_only_its_own_turn_is_drawn_anew() -> None:
+    both = talk(("q", "a", "stop"), ("r", "b", "stopped"))
+    for phase in ("writing", None):
+        assert messages(both, phase, messages(both)[:2]) == messages(both, phase)
 
 
 def test_while_an_answer_comes_only_the_last_turn_lacks_its_foot() -> None:
     shown = texts(messages(talk(("q", "a", "stopped"), ("r", "b", "stopped")), "writing"))
-    assert shown == ["q", "a", "<div class='foot'>stopped by you</div>", "r", "b"]
+    assert [text for text in shown if "data-act" not in text] == ["q", "a", "r", "b"]
+    assert "stopped by you" in shown[3]
 
 
 def test_what_is_waited_for_is_shown_escaped() -> None:

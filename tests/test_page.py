@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 from PIL import Image
 
@@ -248,10 +249,6 @@ def test_undo_puts_question_and_pictures_back_into_the_box(handlers: Handlers, m
     assert Image.open(box["value"]["files"][0]).getpixel((0, 0)) == (128, 0, 128)
 
 
-def test_clear_starts_anew(handlers: Handlers) -> None:
-    assert handlers.clear()[:2] == (Talk(), [])
-
-
 @pytest.mark.parametrize("nothing", ["retry", "undo"])
 def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing: str) -> None:
     update = handlers.undo(Talk()) if nothing == "undo" else next(handlers.retry(Talk(), "run/tiny", *SHORT))
@@ -274,8 +271,20 @@ def test_examples_are_read_from_their_list_and_may_be_missing(tmp_path: Path) ->
     assert read_examples(tmp_path) == (Example(tmp_path / "memes/a.png", "Why?"),)
 
 
+def address(**query: str) -> Any:
+    return SimpleNamespace(query_params=query)
+
+
+def test_the_address_may_name_the_model_and_begin_the_question(handlers: Handlers) -> None:
+    for name in ("run/Faulty", "Faulty"):
+        assert list(handlers.greet(address(model=name)))[-1][0]["value"] == "run/Faulty"
+    assert list(handlers.greet(address(model="nobody")))[-1][0]["value"] == "run/tiny"
+    assert handlers.begun(address(q="What is <b>it</b>?"))["value"] == message("What is <b>it</b>?")
+    assert "value" not in handlers.begun(address())
+
+
 def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
-    model, _ = list(handlers.greet())[-1]
+    model, _ = list(handlers.greet(address()))[-1]
     assert model["value"] == "run/tiny"
     assert ("Tiny · trained here", "run/tiny") in model["choices"]
 
@@ -283,7 +292,7 @@ def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
 def test_a_start_that_failed_is_told_to_every_new_tab(runs: Path) -> None:
     models = Models(load, lambda: (models.cards()["nobody"], ""), runs=runs)
     models.start()
-    _, status = list(Handlers(models, []).greet())[-1]
+    _, status = list(Handlers(models, []).greet(address()))[-1]
     assert "status failed" in status
 
 
@@ -292,6 +301,7 @@ def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers)
     assert "status ready" in status
     assert "Random weights: it answers nonsense." in status
     assert "The only one." in status
+    assert "<dt>Trained</dt><dd>stage 2: it answers questions</dd>" in status
 
 
 def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:
@@ -313,3 +323,58 @@ def test_a_selection_that_is_gone_moves_to_the_first_model(handlers: Handlers) -
     with pytest.warns(UserWarning, match="“gone” is gone"):
         now, update = handlers.refresh([], "gone")
     assert update["value"] == now[0][1]
+
+
+def event(**data: Any) -> gr.EventData:
+    return gr.EventData(None, data)
+
+
+def test_an_edited_question_is_asked_anew_with_its_pictures_and_the_talk_goes_on_from_there(
+    handlers: Handlers, meme: str
+) -> None:
+    talk, _, _ = last(handlers.send(message("What?", meme), Talk(), "run/tiny", *SHORT))
+    talk, _, _ = last(handlers.send(message("Why?"), talk, "run/tiny", *SHORT))
+    edited, _, _ = last(handlers.edit(event(turn=0, text="Who?"), talk, "run/tiny", *SHORT))
+    assert [(turn.question, len(turn.images)) for turn in edited.conversation.turns] == [("Who?", 1)]
+    assert len(edited.notes) == 1
+
+
+@pytest.mark.parametrize("forged", [{}, {"turn": 7, "text": "x"}, {"turn": "0", "text": "x"}, {"turn": 0, "text": 1}])
+def test_a_forged_edit_changes_nothing(handlers: Handlers, forged: dict[str, Any]) -> None:
+    assert list(handlers.edit(event(**forged), asked(handlers, "A?"), "run/tiny", *SHORT)) == [page.UNCHANGED]
+
+
+def test_an_answer_that_was_cut_goes_on(handlers: Handlers) -> None:
+    before = asked(handlers, "First?")
+    talk, _, _ = last(handlers.resume(before, "run/tiny", *SHORT))
+    begun, whole = before.conversation.turns[0].answer, talk.conversation.turns[0].answer
+    assert whole.startswith(begun)
+    assert len(whole) > len(begun)
+    assert len(talk.notes) == 1
+
+
+def test_a_question_of_one_click_is_about_the_picture_and_leaves_the_text(handlers: Handlers, meme: str) -> None:
+    typed = message("not this", meme)
+    talk, _, box = last(handlers.quick("Describe it.", typed, Talk(), "run/tiny", *SHORT))
+    assert (talk.conversation.turns[0].question, len(talk.conversation.pictures)) == ("Describe it.", 1)
+    assert box["value"] == message("not this")
+    again, _, _ = last(handlers.quick("And the text?", None, talk, "run/tiny", *SHORT))
+    assert len(again.conversation.turns) == 2
+
+
+def test_a_question_of_one_click_needs_a_picture(handlers: Handlers, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(handlers.quick("Describe it.", None, Talk(), "run/tiny", *SHORT)) == [page.UNCHANGED]
+    assert "Add a picture first" in capsys.readouterr().out
+
+
+def test_the_system_prompt_and_the_repetition_penalty_reach_the_model(handlers: Handlers) -> None:
+    plain = asked(handlers, "What?").conversation.turns[0].answer
+    told, _, _ = last(handlers.send(message("What?"), Talk(), "run/tiny", *SHORT, 1.0, "Be brief."))
+    penalised, _, _ = last(handlers.send(message("What?"), Talk(), "run/tiny", *SHORT, 2.0, ""))
+    assert told.conversation.system == "Be brief."
+    assert len({plain, told.conversation.turns[0].answer, penalised.conversation.turns[0].answer}) == 3
+
+
+def test_a_system_prompt_is_bounded(handlers: Handlers) -> None:
+    with pytest.warns(UserWarning, match="system prompt has 4,001 characters; the limit is 4,000"):
+        assert last(handlers.send(message("What?"), Talk(), "run/tiny", *SHORT, 1.0, "x" * 4_001))[0] == Talk()

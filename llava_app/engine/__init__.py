@@ -56,6 +56,7 @@ class Sampling:
         top_p: float | None = None,
         max_new_tokens: float | None = None,
         seed: float | None = None,
+        repetition_penalty: float | None = None,
     ) -> "Sampling":
         """The nearest allowed setting to numbers from outside; None and NaN mean the default."""
         return cls(
@@ -63,6 +64,7 @@ class Sampling:
             top_p=_clamp(top_p, cls.top_p, cls.TOP_P),
             max_new_tokens=int(_clamp(max_new_tokens, cls.max_new_tokens, cls.MAX_NEW_TOKENS)),
             seed=None if seed is None or math.isnan(seed) else int(_clamp(seed, 0, cls.SEED)),
+            repetition_penalty=_clamp(repetition_penalty, cls.repetition_penalty, cls.REPETITION_PENALTY),
         )
 
 

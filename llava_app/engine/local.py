@@ -109,7 +109,8 @@ class LocalEngine:
             start, length = begins[0], lengths[picture.digest]
             shown.append(Shown(picture, start, start + length, together))
             begins = begins[length:]
-        return Request(ids_S.tolist(), shown, sampling, prepared), " ".join(filter(None, (said, left_out))) or None
+        request = Request(ids_S.tolist(), shown, sampling, prepared, continued=bool(kept.turns[-1].answer))
+        return request, " ".join(filter(None, (said, left_out))) or None
 
     def _enqueue(self, request: Request) -> None:
         with self._closing:

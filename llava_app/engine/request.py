@@ -39,6 +39,7 @@ class Request:
     shown: list[Shown]
     sampling: Sampling
     prepared: dict[str, Prepared]  # by key, the pictures whose features were not there when it was asked
+    continued: bool = False  # whether the prompt ends in the middle of an answer
     asked: float = field(default_factory=time.monotonic)
     outbox: "queue.SimpleQueue[Piece | Exception]" = field(default_factory=queue.SimpleQueue)
     given_up: threading.Event = field(default_factory=threading.Event)  # set when nobody reads the answer any more

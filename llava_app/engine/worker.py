@@ -161,6 +161,7 @@ class Worker:
             generator=generator,
             stream=TextStream(self._processor.tokenizer, before=request.ids),
             stop_text=StopText((*self._end_texts, *request.sampling.stop)),
+            shown=request.continued,
         )
 
     def _embed(self, request: Request, begin: int) -> Tensor:

@@ -1,17 +1,41 @@
 """The chat: its components, and which event calls which handler."""
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
-from llava_app.engine import Sampling
+from llava_app.feedback import Feedback
+from llava_app.ui import settings
+from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, choices, status
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
+from llava_app.ui.side_panel import connect_panel, side_panel
+from llava_app.ui.verdicts import Verdicts
+from llava_app.ui.viewer import Viewer
 
+HERE = Path(__file__).parent
 REFRESH = 5  # s between two looks at the model list, so that a finished training run appears by itself
 INVITATION = "## Drop a meme here and ask what the joke is\nor start with one of these"
+QUICK = ("Explain the joke.", "Describe the picture.", "What does the text say?")
 # Nothing here is an endpoint for others, and no component greys out while an answer comes.
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+KEPT = (
+    "<p class='kept'>👍, 👎 and Correct keep the conversation up to that answer, with its pictures, on this server in "
+    "<code>runs/feedback</code>. A model can be trained on what was liked and corrected.</p>"
+)
+EDITOR = """
+<dialog class="sheet" aria-labelledby="editor-title">
+  <form method="dialog">
+    <h2 id="editor-title"></h2>
+    <textarea rows="4"></textarea>
+    <menu><button value="cancel" formnovalidate>Cancel</button><button value="save" class="main">Save</button></menu>
+  </form>
+</dialog>
+"""
 
 
 def model_list(handlers: Handlers) -> gr.Dropdown:
@@ -26,13 +50,52 @@ def model_list(handlers: Handlers) -> gr.Dropdown:
     )
 
 
-def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
+def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, feedback: Feedback | None) -> None:
     """Lay the chat out below what is on `page`, and connect it and the model list."""
+    panel = side_panel()
     line = gr.HTML(status("Starting …", state="loading"), elem_id="status")
-    window = gr.Chatbot(
+    window = _conversation(handlers, votes=feedback is not None)
+    with gr.Row(elem_id="quick"):
+        quick = [gr.Button(question.rstrip("."), size="sm") for question in QUICK]
+    box = _box()
+    with gr.Column(elem_id="below"):
+        with gr.Accordion("Settings", open=False, elem_id="settings") as drawer:
+            controls = settings.controls()
+            reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
+            context = gr.HTML(elem_id="context", padding=False)
+            engine = gr.HTML(elem_id="engine", padding=False)
+            gr.HTML(KEPT if feedback else "", elem_id="kept", padding=False)
+        clear = gr.Button("New chat", size="sm", elem_id="clear")
+    bridge = gr.HTML("", html_template=EDITOR, js_on_load=_script("bridge.js"), elem_id="bridge")
+    sheet = gr.HTML("", js_on_load=_script("viewer.js"), elem_id="viewer")
+    talk = gr.State(Talk())
+    answers = _connect_answers(handlers, window, box, bridge=bridge, quick=quick, inputs=[talk, model, *controls])
+    undo = _connect_undo(handlers, window, box, talk=talk, answers=answers)
+    votes = _connect_votes(Verdicts(handlers.models, feedback), bridge, outputs=[talk, window], model=model)
+    settled = [event.then(handlers.settle, talk, [window, box], **EVENT) for event in [*answers, undo]]
+    conversations = Conversations(handlers.live)
+    changes = [*settled, *votes]
+    connect_panel(
+        conversations, page, panel, talk=talk, window=window, clear=clear, changes=changes, answers=answers, how=EVENT
+    )
+    viewer = Viewer(handlers.models)
+    _connect_viewer(viewer, sheet, box, bridge=bridge, talk=talk, model=model)
+    drawer.expand(viewer.measure, [talk, model], context, **EVENT)
+    _connect_models(handlers, page, model, line=line, engine=engine)
+    page.load(handlers.begun, None, box, **EVENT)
+    settings.connect(page, controls, reset)
+
+
+def _script(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _conversation(handlers: Handlers, *, votes: bool) -> gr.Chatbot:
+    return gr.Chatbot(
         label="Conversation",
         show_label=False,
         elem_id="conversation",
+        elem_classes=[] if votes else ["no-votes"],
         layout="bubble",
         height="100%",
         placeholder=INVITATION,
@@ -46,7 +109,10 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
         group_consecutive_messages=True,
         buttons=[],
     )
-    box = gr.MultimodalTextbox(
+
+
+def _box() -> gr.MultimodalTextbox:
+    return gr.MultimodalTextbox(
         label="Your question",
         show_label=False,
         elem_id="box",
@@ -55,74 +121,59 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown) -> None:
         max_plain_text_length=MAX_CHARACTERS,
         html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
     )
-    with gr.Column(elem_id="below"):
-        settings, engine = _settings()
-        clear = gr.Button("Clear", size="sm", elem_id="clear")
-    talk = gr.State(Talk())
-    _connect_chat(handlers, window, box, clear=clear, talk=talk, inputs=[talk, model, *settings])
-    _connect_models(handlers, page, model, line=line, engine=engine)
 
 
-def _settings() -> tuple[list[gr.components.Component], gr.HTML]:
-    """The controls of Sampling, in the order in which the handlers take them, and a line about the engine."""
-    default = Sampling()
-    with gr.Accordion("Settings", open=False, elem_id="settings"):
-        controls: list[gr.components.Component] = [
-            gr.Slider(
-                *Sampling.TEMPERATURE,
-                value=default.temperature,
-                step=0.05,
-                label="Temperature",
-                info="0 always takes the likeliest word; higher is more varied.",
-            ),
-            gr.Slider(
-                *Sampling.TOP_P,
-                value=default.top_p,
-                step=0.05,
-                label="Top-p",
-                info="Leaves out the unlikely words; 1 keeps them all.",
-            ),
-            gr.Slider(
-                *Sampling.MAX_NEW_TOKENS,
-                value=default.max_new_tokens,
-                step=1,
-                label="Longest answer",
-                info="In tokens; about four letters each.",
-            ),
-            gr.Textbox(
-                "",
-                placeholder="random",
-                max_length=len(str(Sampling.SEED[1])),
-                label="Seed",
-                info="A number that makes an answer repeatable; empty is a new one each time.",
-            ),
-        ]
-        return controls, gr.HTML(elem_id="engine", padding=False)
-
-
-def _connect_chat(
+def _connect_answers(
     handlers: Handlers,
     window: gr.Chatbot,
     box: gr.MultimodalTextbox,
     *,
-    clear: gr.Button,
-    talk: gr.State,
+    bridge: gr.HTML,
+    quick: Sequence[gr.Button],
     inputs: list[Any],
-) -> None:
-    outputs = [talk, window, box]
+) -> list[Dependency]:
+    """The events that end in an answer, and Stop."""
+    outputs = [inputs[0], window, box]
     answers = [
         box.submit(handlers.send, [box, *inputs], outputs, **EVENT),
         window.example_select(handlers.example, inputs, outputs, **EVENT),
         window.retry(handlers.retry, inputs, outputs, **EVENT),
+        window.option_select(handlers.resume, inputs, outputs, **EVENT),
+        bridge.edit(handlers.edit, inputs, outputs, **EVENT),
+        *(
+            button.click(partial(handlers.quick, question), [box, *inputs], outputs, **EVENT)
+            for button, question in zip(quick, QUICK, strict=True)
+        ),
     ]
     box.stop(None, cancels=answers, **EVENT)
+    return answers
+
+
+def _connect_undo(
+    handlers: Handlers, window: gr.Chatbot, box: gr.MultimodalTextbox, *, talk: gr.State, answers: list[Dependency]
+) -> Dependency:
     one_by_one = EVENT | {"concurrency_limit": 1, "trigger_mode": "multiple"}  # every click counts, in its turn
-    ends = [
-        window.undo(handlers.undo, talk, outputs, cancels=answers, **one_by_one),
-        clear.click(handlers.clear, None, outputs, cancels=answers, **EVENT),
+    return window.undo(handlers.undo, talk, [talk, window, box], cancels=answers, **one_by_one)
+
+
+def _connect_votes(votes: Verdicts, bridge: gr.HTML, *, outputs: list[Any], model: gr.Dropdown) -> list[Dependency]:
+    return [
+        bridge.like(votes.vote, [outputs[0], model], outputs, **EVENT),
+        bridge.submit(votes.correct, [outputs[0], model], outputs, **EVENT),
     ]
-    for event in [*answers, *ends]:
-        event.then(handlers.settle, talk, [window, box], **EVENT)
+
+
+def _connect_viewer(
+    viewer: Viewer,
+    window: gr.HTML,
+    box: gr.MultimodalTextbox,
+    *,
+    bridge: gr.HTML,
+    talk: gr.State,
+    model: gr.Dropdown,
+) -> None:
+    bridge.select(viewer.show, [talk, model], window, **EVENT)
+    window.input(viewer.part, [box, talk], box, **EVENT)
 
 
 def _connect_models(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, *, line: gr.HTML, engine: gr.HTML) -> None:

@@ -1,7 +1,7 @@
 """What happens when somebody sends, retries, undoes or chooses a model.
 
 Every handler is a public endpoint: it believes nothing that the browser sends but the question, the files that the
-browser uploaded, the name of a model and four numbers, and it checks those. A failure leaves the conversation as it
+browser uploaded, the name of a model and the settings, and it checks those. A failure leaves the conversation as it
 was, puts the question back into the box and says what to do.
 """
 
@@ -20,12 +20,15 @@ from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
 from llava_app.chat import reply
+from llava_app.checkpoints import Card
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, ImageError, UserError
 from llava_app.images import open_image
-from llava_app.ui.display import Talk, activity, choices, messages, status
+from llava_app.ui.display import Talk, activity, choices, facts, messages, status
 from llava_app.ui.examples import Example
+from llava_app.ui.live import Live
 from llava_app.ui.models import Models
+from llava_app.ui.settings import Setting, read
 
 MAX_PICTURES = 8  # in one message
 MAX_CHARACTERS = 20_000  # in one question; far above any model's context, far below what stalls a tokenizer
@@ -34,7 +37,6 @@ REDRAW = (0.025, 0.25)  # s: pieces that come within the first are shown togethe
 DRAWING_SHARE = 0.2  # of the time that drawing may take, in which the model waits for Python
 
 Update = tuple[Any, Any, Any]  # the talk, the Chatbot's messages, the box
-Setting = float | str | None  # temperature, top-p and longest answer are numbers, the seed is text
 UNCHANGED: Update = (gr.skip(), gr.skip(), gr.skip())
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Handlers:
     def __init__(self, models: Models, examples: Sequence[Example]) -> None:
         self.models = models
         self.examples = examples
+        self.live = Live()
 
     def send(
         self, message: dict[str, Any] | None, talk: Talk, model: str | None, *settings: Setting
@@ -69,6 +72,39 @@ class Handlers:
         box = {"text": question, "files": files}
         yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings)
 
+    def quick(
+        self, question: str, message: dict[str, Any] | None, talk: Talk, model: str | None, *settings: Setting
+    ) -> Iterator[Update]:
+        """Ask `question` about the pictures in the box, or about those of the conversation. The box keeps its text."""
+        message = message or {}
+        typed, files = message.get("text") or "", message.get("files") or []
+        if not files and not talk.conversation.pictures:
+            gr.Info("Add a picture first: drop it anywhere, or paste it.")
+            yield UNCHANGED
+            return
+        box = {"text": typed, "files": files}
+        yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings, left=typed)
+
+    def edit(self, edited: gr.EventData, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
+        """Ask an earlier question anew, in other words and with its pictures; the conversation goes on from there."""
+        turn, question = edited._data.get("turn"), edited._data.get("text")
+        turns = talk.conversation.turns
+        if not _is_index(turn, turns) or not isinstance(question, str):
+            yield UNCHANGED
+            return
+        if not question.strip() and not turns[turn].images:
+            gr.Info("Type a question.")
+            yield UNCHANGED
+            return
+        yield from self._answer(lambda: talk.edit(turn, _bounded(question)), talk, None, model, settings)
+
+    def resume(self, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
+        """Go on with the last answer, where it was cut."""
+        if not talk.conversation.turns or not talk.conversation.turns[-1].answer:
+            yield UNCHANGED
+            return
+        yield from self._answer(talk.resume, talk, None, model, settings)
+
     def retry(self, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
         """Answer the last question anew."""
         if not talk.conversation.turns:
@@ -85,25 +121,29 @@ class Handlers:
         shorter = talk.undo()
         return shorter, messages(shorter), gr.update(value={"text": turn.question, "files": files})
 
-    def clear(self) -> Update:
-        """Start anew."""
-        return Talk(), [], gr.skip()
-
     def settle(self, talk: Talk) -> tuple[Any, Any]:
         """Chatbot and box once nothing is being answered: the answer ended, failed or was stopped."""
         return messages(talk), gr.update(submit_btn=True, stop_btn=False)
 
-    def greet(self) -> Iterator[tuple[Any, Any]]:
-        """Model list and status for a new tab, as soon as it is known which model to start with."""
+    def greet(self, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+        """Model list and status for a new tab, as soon as it is known which model to start with: the one that the
+        address names with ?model=, or that of the app."""
         while not self.models.first.done():
             yield gr.skip(), status("Starting …", state="loading")
             wait([self.models.first], timeout=HEARTBEAT)
         try:
             key = self.models.first.result()
         except Exception as error:
-            yield gr.update(choices=choices(self.models.cards())), status(_explain(error), state="failed")
+            yield gr.update(choices=choices(self.models.cards())), status(explain(error), state="failed")
             return
-        yield gr.update(choices=choices(self.models.cards()), value=key), gr.skip()
+        cards = self.models.cards()
+        key = _named(request.query_params.get("model"), cards) or key
+        yield gr.update(choices=choices(cards), value=key), gr.skip()
+
+    def begun(self, request: gr.Request) -> Any:
+        """The question that the address brings along with ?q=; it is sent by hand."""
+        question = (request.query_params.get("q") or "")[:MAX_CHARACTERS]
+        return gr.update(value={"text": question, "files": []}) if question else gr.skip()
 
     def choose(self, model: str | None) -> Iterator[str]:
         """Load the chosen model and say how that goes. The conversation stays."""
@@ -115,9 +155,10 @@ class Handlers:
                 while not ready.done():
                     yield status(f"Loading {card.name} …", state="loading")
                     wait([ready], timeout=HEARTBEAT)
-                yield status(card.about, state="ready", why=self.models.why(model, ready.result()))
+                why = self.models.why(model, ready.result())
+                yield status(card.about, state="ready", why=why, facts=facts(card))
         except Exception as error:
-            yield status(_explain(error), state="failed")
+            yield status(explain(error), state="failed")
 
     def refresh(self, listed: list[tuple[str, str]], model: str | None) -> tuple[Any, Any]:
         """The model list, when it is no longer the one that this tab shows. The selection stays while it can."""
@@ -144,15 +185,23 @@ class Handlers:
         box: dict[str, Any] | None,
         model: str | None,
         settings: Sequence[Setting],
+        *,
+        left: str = "",
     ) -> Iterator[Update]:
-        """Stream the answer to the talk that `ask` opens. When that fails: back to `before`, and the box filled."""
+        """Stream the answer to the talk that `ask` opens, with the text `left` in the box. When that fails: back to
+        `before`, and the box as it was."""
         try:
-            talk = ask()
-            yield talk.cut(), messages(talk.cut(), "reading"), _busy(emptied=box is not None)
-            for so_far, phase in self._stream(talk, model, _sampling(*settings)):
-                yield so_far, messages(so_far, phase), gr.skip()
+            how = read(*settings)
+            talk = ask().under(how.system)
+            shown = messages(talk.cut(), "reading")
+            earlier = messages(talk.cut())[:-2]
+            yield talk.cut(), shown, _busy(None if box is None else left)
+            for so_far, phase in self._stream(talk, model, how.sampling):
+                self.live.put(so_far)
+                yield so_far, messages(so_far, phase, earlier), gr.skip()
         except Exception as error:
-            gr.Warning(html.escape(_explain(error)), duration=20)
+            self.live.put(before)
+            gr.Warning(html.escape(explain(error)), duration=20)
             yield before, messages(before), gr.skip() if box is None else gr.update(value=box)
 
     def _stream(self, talk: Talk, model: str | None, sampling: Sampling) -> Iterator[tuple[Talk, str | None]]:
@@ -173,6 +222,11 @@ class Handlers:
                     next_at = drawn_at + _pause(time.monotonic() - drawn_at)
 
 
+def _named(name: str | None, cards: dict[str, Card]) -> str | None:
+    """The key of the model with this key or name; None when there is none."""
+    return next((key for key, card in cards.items() if name in (key, card.name)), None)
+
+
 def _pause(drawing: float) -> float:
     """Seconds from one drawing to the next, when one takes so long: longer for many people than for one."""
     shortest, longest = REDRAW
@@ -187,10 +241,7 @@ def _until(future: Future[Any], talk: Talk, phase: str) -> Iterator[tuple[Talk, 
 
 def _ask(talk: Talk, question: str, files: Sequence[str]) -> Talk:
     """The talk with this question and these uploaded files. Raises UserError."""
-    if len(question) > MAX_CHARACTERS:
-        raise ContextError(
-            f"The question has {len(question):,} characters; the limit is {MAX_CHARACTERS:,}. Shorten it, then send."
-        )
+    _bounded(question)
     if len(files) > MAX_PICTURES:
         raise ImageError(
             f"There are {len(files)} pictures in this message; the limit is {MAX_PICTURES}. Remove some, then send."
@@ -198,23 +249,28 @@ def _ask(talk: Talk, question: str, files: Sequence[str]) -> Talk:
     return talk.ask(question, tuple(open_image(file) for file in files))
 
 
-def _sampling(temperature: Any, top_p: Any, max_new_tokens: Any, seed: Any) -> Sampling:
-    """The settings as the page sends them, moved into their bounds. Raises UserError when the seed is no number."""
-    if seed and not str(seed).strip().isdecimal():
-        raise UserError(f"The seed “{seed}” is not a whole number. Type digits only, or leave it empty.")
-    return Sampling.clamped(
-        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=int(seed) if seed else None
-    )
+def _bounded(question: str) -> str:
+    """The question. Raises ContextError when it is far too long."""
+    if len(question) > MAX_CHARACTERS:
+        raise ContextError(
+            f"The question has {len(question):,} characters; the limit is {MAX_CHARACTERS:,}. Shorten it, then send."
+        )
+    return question
 
 
-def _busy(*, emptied: bool) -> Any:
-    """The box while an answer comes: a Stop button in place of Send, and free for the next question."""
-    if emptied:
-        return gr.update(value=None, submit_btn=False, stop_btn=True)
-    return gr.update(submit_btn=False, stop_btn=True)
+def _is_index(number: Any, of: Sequence[Any]) -> bool:
+    return type(number) is int and 0 <= number < len(of)
 
 
-def _explain(error: Exception) -> str:
+def _busy(left: str | None) -> Any:
+    """The box while an answer comes: a Stop button in place of Send, and free for the next question, which begins with
+    the text that is left in it; None leaves it as it is."""
+    if left is None:
+        return gr.update(submit_btn=False, stop_btn=True)
+    return gr.update(value={"text": left, "files": []} if left else None, submit_btn=False, stop_btn=True)
+
+
+def explain(error: Exception) -> str:
     """What a person is told. A fault of the program goes to the log under a number; the person gets the number."""
     if isinstance(error, UserError):
         return str(error)

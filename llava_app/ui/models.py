@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from llava_app.checkpoints import Card, catalogue
 from llava_app.engine import Engine
-from llava_app.engine.process import ModelProcess, ProcessEngine
+from llava_app.engine.process import ModelProcess, Opened, ProcessEngine
 from llava_app.errors import ModelError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Ready:
 
     engine: Engine
     why: str
+    opened: Opened | None = None  # None where the model runs elsewhere
 
 
 @dataclass
@@ -94,11 +95,16 @@ class Models:
         started = self.first.done() and not self.first.exception() and self.first.result() == key
         return f"{self.first_why} {ready.why}".strip() if started else ready.why
 
-    def loaded(self, card: Card) -> Engine | None:
-        """The engine of `card`, if it is loaded now."""
+    def ready(self, card: Card) -> Ready | None:
+        """What is known of `card` and its engine, if it is loaded now."""
         with self._lock:
             slot = self._slots.get(card)
-        return slot.ready.result().engine if slot and _is_loaded(slot) else None
+        return slot.ready.result() if slot and _is_loaded(slot) else None
+
+    def loaded(self, card: Card) -> Engine | None:
+        """The engine of `card`, if it is loaded now."""
+        ready = self.ready(card)
+        return ready.engine if ready else None
 
     @contextmanager
     def lend(self, card: Card) -> Iterator[Future[Ready]]:
@@ -203,7 +209,7 @@ def _key(card: Card) -> str:
 def load_locally(models: ModelProcess, card: Card, precision: str, *, share: float = 1.0) -> Ready:
     """Load `card` onto this machine, in the models' process and a share of the free memory. Raises ModelError."""
     engine = ProcessEngine(models, card, precision, share=share)
-    return Ready(engine, engine.opened.why)
+    return Ready(engine, engine.opened.why, engine.opened)
 
 
 def connect(addresses: Sequence[str]) -> "Servers | None":

@@ -9,6 +9,7 @@ import gradio as gr
 from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
+from llava_app.feedback import Feedback
 from llava_app.ui import api, compare_tab
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
@@ -24,20 +25,23 @@ UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
-def build(models: Models, runs: Path) -> gr.Blocks:
-    """The page on the models of this process; what people say of them is kept in `runs`."""
+def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
+    """The page on the models of this process; what people say of them is kept in `runs`.
+
+    A `public` one keeps nothing, starts no processes and reads no files: it is the chat alone.
+    """
     handlers = Handlers(models, read_examples())
     mark = MARK.read_text(encoding="utf-8")
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
             model = model_list(handlers)
-        if "SPACE_ID" in os.environ:  # a public page: nothing there starts processes or reads files
-            chat(handlers, page, model)
+        if public:
+            chat(handlers, page, model, None)
         else:
             with gr.Tabs(elem_id="tabs"):
                 with gr.Tab("Chat", elem_id="chat-tab"):
-                    chat(handlers, page, model)
+                    chat(handlers, page, model, Feedback(runs / "feedback"))
                 with gr.Tab("Compare", elem_id="compare-tab") as tab:
                     compare(models, tab, runs)
                 with gr.Tab("Data", elem_id="data-tab"):
@@ -101,7 +105,7 @@ def open_page(
 
     models = Models(load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere)
     models.start()  # beside the page: neither waits for the other
-    page = build(models, runs)
+    page = build(models, runs, public="SPACE_ID" in os.environ)
     _serve(page, host=host, port=port, mcp=mcp)
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
     page.block_thread()

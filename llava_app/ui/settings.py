@@ -1,0 +1,115 @@
+"""The settings of an answer: their controls, and what the page sends of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from llava_app.engine import Sampling
+from llava_app.errors import ContextError, UserError
+
+MAX_SYSTEM = 4_000  # characters
+Setting = float | str | None  # numbers, but for the seed and the system prompt, which are text
+DEFAULTS: tuple[Setting, ...] = (
+    Sampling.temperature,
+    Sampling.top_p,
+    Sampling.max_new_tokens,
+    "",
+    Sampling.repetition_penalty,
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to answer."""
+
+    sampling: Sampling
+    system: str | None  # None: the model's own
+
+
+def read(
+    temperature: Any, top_p: Any, max_new_tokens: Any, seed: Any, repetition_penalty: Any = None, system: Any = None
+) -> Settings:
+    """The settings as the page sends them, moved into their bounds.
+
+    Raises UserError when the seed is no number, ContextError when the system prompt is too long.
+    """
+    if seed and not str(seed).strip().isdecimal():
+        raise UserError(f"The seed “{seed}” is not a whole number. Type digits only, or leave it empty.")
+    system = str(system or "").strip()
+    if len(system) > MAX_SYSTEM:
+        raise ContextError(
+            f"The system prompt has {len(system):,} characters; the limit is {MAX_SYSTEM:,}. Shorten it, then send."
+        )
+    sampling = Sampling.clamped(
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=int(seed) if seed else None,
+        repetition_penalty=repetition_penalty,
+    )
+    return Settings(sampling, system or None)
+
+
+def controls() -> list[gr.components.Component]:
+    """The controls, in the order in which `read` takes them."""
+    temperature, top_p, max_new_tokens, seed, repetition_penalty, system = DEFAULTS
+    return [
+        gr.Slider(
+            *Sampling.TEMPERATURE,
+            value=temperature,
+            step=0.05,
+            label="Temperature",
+            info="0 always takes the likeliest word; higher is more varied.",
+        ),
+        gr.Slider(
+            *Sampling.TOP_P,
+            value=top_p,
+            step=0.05,
+            label="Top-p",
+            info="Leaves out the unlikely words; 1 keeps them all.",
+        ),
+        gr.Slider(
+            *Sampling.MAX_NEW_TOKENS,
+            value=max_new_tokens,
+            step=1,
+            label="Longest answer",
+            info="In tokens; about four letters each.",
+        ),
+        gr.Textbox(
+            seed,
+            placeholder="random",
+            max_length=len(str(Sampling.SEED[1])),
+            label="Seed",
+            info="A number that makes an answer repeatable; empty is a new one each time.",
+        ),
+        gr.Slider(
+            *Sampling.REPETITION_PENALTY,
+            value=repetition_penalty,
+            step=0.05,
+            label="Repetition penalty",
+            info="Above 1 it avoids words it has used; 1 leaves it free.",
+        ),
+        gr.Textbox(
+            system,
+            placeholder="the model's own",
+            max_length=MAX_SYSTEM,
+            lines=2,
+            label="System prompt",
+            info="What the model is told first. LLaVA-1.5 was tuned with its own; another can make it worse.",
+        ),
+    ]
+
+
+def connect(page: gr.Blocks, settings: Sequence[gr.components.Component], reset: gr.Button) -> None:
+    """Keep the settings in the visitor's browser, and set them back on request. Nothing here reaches the server."""
+    defaults = json.dumps(DEFAULTS)
+    kept = gr.BrowserState(list(DEFAULTS), storage_key="llava.settings", secret="llava")  # no secret, but one is needed
+    shown = list(settings)
+    local: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    page.load(None, kept, shown, js=f"(kept) => kept?.length === {len(shown)} ? kept : {defaults}", **local)
+    gr.on([control.change for control in shown], None, shown, kept, js="(...settings) => [settings]", **local)
+    reset.click(None, None, shown, js=f"() => {defaults}", **local)

@@ -1,0 +1,180 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llava_app.conversation import Conversation
+from llava_app.images import Picture
+from llava_app.ui.conversations import MOST_TALKS, Conversations, Shelf
+from llava_app.ui.display import Notes, Talk
+from llava_app.ui.live import Live
+
+RED = Picture(Image.new("RGB", (20, 10), "red"), "red")
+
+
+def talk(*questions: str, picture: bool = False) -> Talk:
+    conversation = Conversation()
+    for question in questions:
+        conversation = conversation.ask(question, (RED,) if picture else ()).answer("Yes.", "length")
+    return Talk(conversation, (Notes(),) * len(questions))
+
+
+def listed(update: dict[str, Any]) -> list[str]:
+    return [title for title, _ in update["choices"]]
+
+
+@pytest.fixture
+def conversations() -> Conversations:
+    return Conversations(Live())
+
+
+class Browser:
+    """What keeper.js does with what it is told."""
+
+    def __init__(self) -> None:
+        self.talks: dict[str, str] = {}
+        self.current: str | None = None
+
+    def told(self, value: dict[str, Any]) -> None:
+        self.current = value["current"]
+        self.talks.pop(value.get("gone", ""), None)
+        if "kept" in value:
+            self.talks[value["kept"]["key"]] = json.dumps(value["kept"])
+
+    def stored(self) -> dict[str, Any]:
+        return {"current": self.current, "talks": [list(item) for item in self.talks.items()]}
+
+
+def kept(conversations: Conversations, *talks: Talk) -> tuple[Browser, Shelf]:
+    browser, shelf = Browser(), ()
+    for one in talks:
+        shelf, _, told = conversations.keep(one, shelf)
+        browser.told(told)
+    return browser, shelf
+
+
+def test_after_a_reload_the_conversation_is_there_with_its_pictures(conversations: Conversations) -> None:
+    before = talk("What?", "Why?", picture=True)
+    browser, _ = kept(conversations, before)
+    after, window, _, listing, _ = conversations.restore(browser.stored())
+    assert (after, after.key) == (before, before.key)
+    assert len(window) == 4
+    assert (listed(listing), listing["value"]) == (["What?"], before.key)
+
+
+def test_after_a_restart_of_the_server_the_text_is_there_and_lost_pictures_are_told(
+    conversations: Conversations,
+) -> None:
+    browser, _ = kept(conversations, talk("What?", picture=True))
+    after, window, *_ = Conversations(Live()).restore(browser.stored())
+    assert [(t.question, t.images, t.answer, t.finish) for t in after.conversation.turns] == [
+        ("What?", (), "Yes.", "length")
+    ]
+    assert "The picture of this question left the server" in window[1]["content"][-1]["value"]
+
+
+def test_a_history_forged_in_the_browser_is_ignored_while_the_server_knows_better(
+    conversations: Conversations,
+) -> None:
+    before = talk("What?")
+    browser, _ = kept(conversations, before)
+    browser.talks[before.key] = browser.talks[before.key].replace("Yes.", "I obey.")
+    assert conversations.restore(browser.stored())[0] == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"turns": []},
+        {"turns": [{"question": 1, "pictures": 0, "answer": "", "finish": "stop"}]},
+        {"turns": [{"question": "x" * 50_000, "pictures": 0, "answer": "", "finish": "stop"}]},
+        {"turns": [{"question": "x", "pictures": 0, "answer": "", "finish": "stop"}] * 501},
+        {"turns": [{"role": "system", "content": "x"}]},
+        {"turns": "x"},
+        {"time": "never"},
+        {"title": None, "turns": None},
+    ],
+)
+def test_a_forged_conversation_is_left_out_and_the_others_stay(
+    conversations: Conversations, change: dict[str, Any]
+) -> None:
+    browser, _ = kept(conversations, talk("Good?"), talk("Bad?"))
+    bad = json.loads(browser.talks[browser.current]) | change
+    browser.talks[browser.current] = json.dumps(bad)
+    _, _, shelf, listing, _ = Conversations(Live()).restore(browser.stored())
+    assert [entry.title for entry in shelf] == ["Good?"]
+    assert listed(listing) == ["New chat", "Good?"]
+
+
+@pytest.mark.parametrize("forged", [None, "x", {}, {"talks": 7}, {"talks": [[1], None, ["k", "{"]], "current": [1]}])
+def test_nonsense_from_the_browser_starts_a_new_chat(conversations: Conversations, forged: Any) -> None:
+    assert conversations.restore(forged)[0] == Talk()
+
+
+def test_a_forged_reason_to_end_cannot_leave_a_turn_open(conversations: Conversations) -> None:
+    browser, _ = kept(conversations, talk("A?", "B?"))
+    browser.talks[browser.current] = browser.talks[browser.current].replace('"length"', '"open"')
+    after = Conversations(Live()).restore(browser.stored())[0]
+    assert [turn.finish for turn in after.conversation.turns] == ["stopped", "stopped"]
+
+
+def test_a_new_chat_keeps_the_one_before_and_it_can_be_opened_again(conversations: Conversations) -> None:
+    first = talk("First?")
+    empty, window, shelf, listing, _ = conversations.new(first, ())
+    assert (empty.conversation.turns, window, listed(listing)) == ((), [], ["New chat", "First?"])
+    again, window, shelf, listing, _ = conversations.open(first.key, empty, shelf)
+    assert (again, len(window), listed(listing)) == (first, 2, ["First?"])
+
+
+def test_a_conversation_is_renamed_and_keeps_its_title(conversations: Conversations) -> None:
+    one = talk("First?")
+    browser, shelf = kept(conversations, one)
+    shelf, listing, told = conversations.rename("  My   meme ", one, shelf)
+    browser.told(told)
+    assert listed(listing) == ["My meme"]
+    longer = Talk(one.conversation.ask("And?").answer("No."), key=one.key)
+    shelf, listing, told = conversations.keep(longer, shelf)
+    browser.told(told)
+    assert listed(Conversations(Live()).restore(browser.stored())[3]) == ["My meme"]
+
+
+def test_a_deleted_conversation_is_gone_everywhere(conversations: Conversations) -> None:
+    one, other = talk("One?"), talk("Other?")
+    browser, shelf = kept(conversations, one, other)
+    fresh, window, shelf, listing, told = conversations.delete(other, shelf)
+    browser.told(told)
+    assert (fresh, window, listed(listing)) == (Talk(), [], ["New chat", "One?"])
+    assert list(browser.talks) == [one.key]
+    assert conversations.live.get(other.key) is None
+
+
+def test_what_was_exported_is_imported(conversations: Conversations) -> None:
+    one = talk("What?", picture=True)
+    update = conversations.export(one)
+    taken, window, _, listing, _ = conversations.take_in(update["value"], talk("Before?"), ())
+    assert taken.conversation.turns[0].question == "What?"
+    assert taken.conversation.pictures[0].image.tobytes() == RED.image.tobytes()
+    assert (len(window), listed(listing)) == (2, ["What?", "Before?"])
+
+
+def test_a_file_that_cannot_be_imported_is_told_and_nothing_changes(
+    conversations: Conversations, tmp_path: Path
+) -> None:
+    (tmp_path / "x.zip").write_bytes(b"no zip")
+    with pytest.warns(UserWarning, match="no zip file"):
+        assert all("value" not in update for update in conversations.take_in(str(tmp_path / "x.zip"), Talk(), ()))
+
+
+def test_the_list_is_bounded(conversations: Conversations) -> None:
+    _, shelf = kept(conversations, *(talk(f"{number}?") for number in range(MOST_TALKS + 3)))
+    assert (len(shelf), shelf[0].title) == (MOST_TALKS, f"{MOST_TALKS + 2}?")
+
+
+def test_the_server_forgets_what_was_not_touched_for_longest() -> None:
+    first, second, third = talk("1?", picture=True), talk("2?", picture=True), talk("3?", picture=True)
+    for live in (Live(most_bytes=2 * 20 * 10 * 3), Live(most_talks=2)):
+        for one in (first, second, first, third):
+            live.put(one)
+        assert [live.get(one.key) is not None for one in (first, second, third)] == [True, False, True]

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+from transformers import ProcessorMixin
+
+from finetune.data import check, image_names, read_records
+from finetune.recipe import load_recipe
+from llava_app.conversation import Conversation, from_record
+from llava_app.feedback import Feedback, judged
+from llava_app.images import Picture, open_image
+
+
+def lines(path: Path) -> list[dict]:
+    return read_records(path) if path.exists() else []
+
+
+@pytest.fixture
+def talk(pictures: list[Picture]) -> Conversation:
+    asked = Conversation().ask("What is it?", pictures[:1]).answer("A cat.", "length")
+    return asked.ask("And these?", pictures[:2]).answer("Two dogs.")
+
+
+def test_what_was_liked_and_corrected_is_what_stage_2_reads(tmp_path: Path, talk: Conversation) -> None:
+    feedback = Feedback(tmp_path / "feedback")
+    feedback.keep(talk, "up", model="Tiny")
+    feedback.keep(judged(talk, 0, "A fish."), "corrected", model="Tiny", answer="A cat.")
+    liked, corrected = lines(tmp_path / "feedback" / "records.jsonl")
+    assert [m["value"] for m in liked["conversations"]] == [
+        "<image>\nWhat is it?",
+        "A cat.",
+        "<image>\n<image>\nAnd these?",
+        "Two dogs.",
+    ]
+    assert [m["value"] for m in corrected["conversations"]] == ["<image>\nWhat is it?", "A fish."]
+    assert (corrected["feedback"]["vote"], corrected["feedback"]["answer"]) == ("corrected", "A cat.")
+    for record in (liked, corrected):
+        assert from_record(record, [open_image(tmp_path / "feedback" / name) for name in image_names(record)])
+    assert len(list((tmp_path / "feedback" / "pictures").iterdir())) == 2  # each once
+
+
+def test_training_accepts_every_record(tmp_path: Path, talk: Conversation, processor: ProcessorMixin) -> None:
+    Feedback(tmp_path).keep(talk, "up", model="Tiny")
+    checked = check(tmp_path / "records.jsonl", tmp_path, processor, recipe=load_recipe("memeworld_instruct"))
+    assert (len(checked.examples), checked.refused) == (1, {})
+
+
+def test_what_was_disliked_is_kept_apart(tmp_path: Path, talk: Conversation) -> None:
+    Feedback(tmp_path).keep(talk, "down", model="Tiny")
+    assert not (tmp_path / "records.jsonl").exists()
+    assert lines(tmp_path / "disliked.jsonl")[0]["feedback"]["vote"] == "down"
+
+
+def test_who_thinks_again_is_counted_once(tmp_path: Path, talk: Conversation) -> None:
+    feedback = Feedback(tmp_path)
+    other = feedback.keep(talk, "up", model="Tiny")
+    first = feedback.keep(talk, "up", model="Tiny")
+    assert feedback.keep(talk, "down", model="Tiny", replaces=first) == first
+    assert [record["id"] for record in lines(tmp_path / "records.jsonl")] == [other]
+    assert [record["id"] for record in lines(tmp_path / "disliked.jsonl")] == [first]
+
+
+def test_every_line_is_whole_json(tmp_path: Path, talk: Conversation) -> None:
+    feedback = Feedback(tmp_path)
+    feedback.keep(talk, "up", model="Tiny", replaces=feedback.keep(talk, "up", model="Tiny"))
+    odd = Conversation().ask("a\nb\u2028c <image>").answer('"quoted"\n')
+    feedback.keep(odd, "up", model="Tiny")
+    feedback.keep(talk, "down", model="Tiny", replaces=feedback.keep(talk, "up", model="Tiny"))
+    _, line = (tmp_path / "records.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert from_record(json.loads(line)).turns[0].question == "a\nb\u2028c <image>"
