@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -48,6 +47,9 @@ def attach(model: PreTrainedModel, folder: Path) -> None:
 
     Raises ValueError when they do not fit, key by key.
     """
+    # PEFT imports bitsandbytes, which takes seconds and complains on a CPU; few models have adapters.
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
     weights = load_file(folder / WEIGHTS)
     projector = {name.removeprefix(PROJECTOR): value for name, value in weights.items() if name.startswith(PROJECTOR)}
     adapters = {name: value for name, value in weights.items() if not name.startswith(PROJECTOR)}
