@@ -85,7 +85,7 @@ def _instruct(arguments: list[str]) -> int:
 
 def _train(stage: str, arguments: list[str]) -> int:
     options = _training_parser(stage).parse_intermixed_args(arguments)
-    folder = RUNS / options.name
+    folder = options.runs / options.name
 
     from finetune.checkpoint import is_finished, load_run, refuse_taken
     from finetune.interrupt import Interrupted
@@ -131,6 +131,7 @@ def _training_parser(stage: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help=DATA)
     parser.add_argument("--images", type=Path, help=IMAGES)
     parser.add_argument("--recipe", help=f"name or YAML file (default: memeworld_{stage}, for small models)")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (runs)")
     parser.add_argument("--allow-refused", type=float, default=0.01, metavar="FRACTION", help="of the records (0.01)")
     parser.add_argument("--resume", action="store_true", help="go on with the run NAME, with its own settings")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the recipe")

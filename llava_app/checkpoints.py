@@ -94,7 +94,7 @@ def read_card(folder: Path) -> Card:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Finish a checkpoint: hash every file of the folder (but `state/`) and write card.json last, by rename.
+    """Finish a checkpoint: hash every file of the folder (but `state/` and `job/`) and write card.json last, by rename.
 
     Until the rename the folder is not listed, so a crash leaves no half model behind.
     """
@@ -174,8 +174,8 @@ def _finished_at(card: Card) -> float:
 def _hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file that belongs to the model, by its path in the folder."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    unhashed = (CARD_NAME, CARD_NAME + ".tmp")
-    return {name: _hash(path) for name, path in paths.items() if not name.startswith("state/") and name not in unhashed}
+    unhashed = (CARD_NAME, CARD_NAME + ".tmp", "state/", "job/")
+    return {name: _hash(path) for name, path in paths.items() if not name.startswith(unhashed)}
 
 
 def _hash(path: Path) -> str:

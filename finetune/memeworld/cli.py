@@ -34,10 +34,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("step", choices=[*STEPS, "all", *ON_REQUEST])
     parser.add_argument("--smoke", action="store_true", help="a run of a minute that teaches nothing, to try the way")
     parser.add_argument("--folder", type=Path, help="where data and pretrained halves lie (default: data/memeworld)")
+    parser.add_argument("--pictures", type=int, help="how many to draw, with a fifth as many dialogues without one")
     options = parser.parse_args(arguments)
     plan = SMOKE if options.smoke else Plan()
     if options.folder:
         plan = replace(plan, folder=options.folder)
+    if options.pictures:
+        plan = replace(plan, pictures=options.pictures, texts=options.pictures // 5)
     for step in STEPS if options.step == "all" else [options.step]:
         (STEPS | ON_REQUEST)[step](plan)
 

@@ -143,6 +143,10 @@ class Models:
             with self._lock:
                 self._pairs.remove(pair)
 
+    def give_back(self) -> list[str]:
+        """Close every big engine, when its answers have ended or at the limit; returns the names of their models."""
+        return self._close_all_but(set())
+
     def _work(self) -> None:
         while True:
             self._jobs.get()()
@@ -178,10 +182,12 @@ class Models:
 
     def _make_room(self, card: Card, beside: set[Card]) -> None:
         """Close every big engine but that of `card`, which is about to load, and those `beside` it."""
-        if card.kind in LIGHT:
-            return
+        if card.kind not in LIGHT:
+            self._close_all_but({card} | beside)
+
+    def _close_all_but(self, stay: set[Card]) -> list[str]:
+        """Of the big engines; returns the names of their models."""
         with self._lock:
-            stay = {card} | beside
             others = [
                 other
                 for other, slot in self._slots.items()
@@ -189,6 +195,7 @@ class Models:
             ]
             slots = [self._slots.pop(other) for other in others]  # whoever asks for one of them now loads it anew
         self._close(slots)
+        return [other.name for other in others]
 
     def _close(self, slots: Sequence[_Slot]) -> None:
         """Close these engines when their answers have ended, or at the limit, which ends them."""

@@ -18,6 +18,7 @@ from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
+from llava_app.ui.train_tab import train
 
 TITLE = "LLaVA"
 SUBTITLE = "Show it a picture and ask about it."
@@ -46,6 +47,7 @@ def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
                     compare(models, tab, runs)
                 with gr.Tab("Data", elem_id="data-tab"):
                     data(DataHandlers(runs / "data"))
+                train(models, runs, model=model)
         api.offer(models)
     return page
 

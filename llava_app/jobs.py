@@ -1,0 +1,249 @@
+"""Training runs as processes of their own: ordered, watched, stopped and resumed through files.
+
+runs/NAME/job/order.json     what it runs, and when it was ordered
+runs/NAME/job/process.json   its process: the id, and when that began, since an id is used again
+runs/NAME/job/exit.json      how it ended
+runs/NAME/job/log.txt        what it printed
+
+`python -m llava_app.jobs FOLDER` is that process. It waits for the jobs ordered before it, then runs its commands one
+after the other. It outlives the page that started it, and a page that starts later finds it by these files.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from llava_app.checkpoints import CARD_NAME
+from llava_app.errors import TrainingError
+
+ROOT = Path(__file__).parents[1]
+LOOK = 0.5  # s between two looks at the jobs ahead
+SAME_START = 10.0  # s; psutil reckons a start from the system's clock, which may be set
+INTERRUPTED = 130  # what finetune returns after SIGTERM, its state saved
+STOPPED = (INTERRUPTED, -signal.SIGTERM)
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "TQDM_MININTERVAL": "2"}
+
+Command = tuple[str, ...]  # the arguments of `python -m finetune`
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a job runs, and when it was ordered, in ns since 1970: the queue is in this order."""
+
+    stage: str
+    commands: tuple[Command, ...]
+    ordered: int
+
+
+class Job:
+    """The job of one run, as the files in its folder tell it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self.folder = folder
+
+    @property
+    def order(self) -> Order:
+        """Raises TrainingError when the page never ordered this run."""
+        stored = _read(self.folder / "job" / "order.json")
+        if not stored:
+            raise TrainingError(f"The page started no run {self.name!r:.60}. Choose one of the list.")
+        return Order(stored["stage"], tuple(map(tuple, stored["commands"])), stored["ordered"])
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "job" / "log.txt"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs; another one that has its id by now is not it."""
+        stored = _read(self.folder / "job" / "process.json")
+        try:
+            process = psutil.Process(stored["pid"])
+            return process.status() != psutil.STATUS_ZOMBIE and _same(process.create_time(), stored["began"])
+        except (KeyError, psutil.Error):
+            return False
+
+    @property
+    def exit_code(self) -> int | None:
+        """None before the end, and for ever when it was killed or the machine went down."""
+        return _read(self.folder / "job" / "exit.json").get("code")
+
+    @property
+    def state(self) -> str:
+        """One of queued, running, finished, stopped, failed."""
+        if self.is_alive:
+            return "queued" if ahead(self) else "running"
+        if (self.folder / CARD_NAME).exists():
+            return "finished"
+        return "stopped" if self.exit_code is None or self.exit_code in STOPPED else "failed"
+
+    def stop(self) -> None:
+        """Ask its processes to end: they save first. Returns at once."""
+        if self.is_alive:
+            os.killpg(_read(self.folder / "job" / "process.json")["pid"], signal.SIGTERM)
+
+
+class Jobs:
+    """The jobs of one folder of runs."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs.absolute()
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def all(self) -> list[Job]:
+        """Every job, the one ordered last first."""
+        for child in self._children:
+            child.poll()  # one that ended is let go
+        return list(reversed(_in_order(self.runs)))
+
+    def job(self, name: str) -> Job:
+        """Raises TrainingError when `name` is no folder name."""
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise TrainingError(f"The name {name!r:.60} is no folder name. Give letters, digits, dots, dashes.")
+        return Job(self.runs / name)
+
+    def start(self, name: str, stage: str, commands: tuple[Command, ...]) -> Job:
+        """Order a new run. It begins when the jobs before it have ended. Raises TrainingError for a taken name."""
+        job = self.job(name)
+        taken = job.is_alive or any((job.folder / file).exists() for file in (CARD_NAME, "run.yaml"))
+        if taken:
+            raise TrainingError(f"There is a run {name} already. Give the new one another name.")
+        return self._start(job, Order(stage, commands, time.time_ns()))
+
+    def resume(self, name: str) -> Job:
+        """Go on where a stopped run was left; one that had not begun yet begins. Raises TrainingError."""
+        job = self.job(name)
+        order = job.order
+        if job.state not in ("stopped", "failed"):
+            raise TrainingError(f"The run {name} is {job.state}; only one that was stopped can go on.")
+        commands = order.commands
+        if (job.folder / "run.yaml").exists():
+            commands = ((order.stage, f"--name={name}", f"--runs={short(self.runs)}", "--resume"),)
+        return self._start(job, Order(order.stage, commands, time.time_ns()))
+
+    def _start(self, job: Job, order: Order) -> Job:
+        self._children = [child for child in self._children if child.poll() is None]
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        (job.folder / "job" / "exit.json").unlink(missing_ok=True)
+        _write(job.folder / "job" / "order.json", asdict(order))
+        with job.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "llava_app.jobs", str(job.folder)],
+                cwd=ROOT,
+                env=os.environ | ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children.append(process)
+        began = psutil.Process(process.pid).create_time()
+        _write(job.folder / "job" / "process.json", {"pid": process.pid, "began": began})
+        return job
+
+
+def ask(command: Command) -> Iterator[str | None]:
+    """Run a command that answers soon: None while it works, at the end what it printed. Closing this ends it.
+
+    Raises TrainingError with what it complained of.
+    """
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as complained:
+        process = subprocess.Popen(
+            told(command), cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=printed, stderr=complained
+        )
+        try:
+            while process.poll() is None:
+                yield None
+                time.sleep(LOOK / 2)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            raise TrainingError(without_folders(_all(complained).strip().rpartition("\n")[2]))
+        yield _all(printed)
+
+
+def ahead(job: Job) -> list[Job]:
+    """The jobs that run, or wait, before this one."""
+    ordered = job.order.ordered
+    return [other for other in _in_order(job.folder.parent) if other.order.ordered < ordered and other.is_alive]
+
+
+def short(path: Path) -> str:
+    """A path for the command line, which runs in ROOT."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def told(command: Command) -> list[str]:
+    """A command as it runs here."""
+    return [sys.executable, "-m", "finetune", *command]
+
+
+def without_folders(text: str) -> str:
+    """Of every path only the last name: where things lie is nobody's business on a page."""
+    return re.sub(r"(?:/[^\s/:'\"]+)+/(?=[^\s/])", "", text)
+
+
+def _all(file: TextIO) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _in_order(runs: Path) -> list[Job]:
+    jobs = [Job(path.parents[1]) for path in runs.glob("*/job/order.json")]
+    return sorted(jobs, key=lambda job: job.order.ordered)
+
+
+def _same(began: float, stored: float) -> bool:
+    return abs(began - stored) < SAME_START
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty when there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, stored: dict[str, Any]) -> None:
+    """By rename: a reader finds all of it or none."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(stored), encoding="utf-8")
+    partial.replace(path)
+
+
+def run(job: Job) -> int:
+    """Wait for the jobs ahead, then run the commands until one fails; returns the exit code of the last one.
+
+    SIGTERM reaches the command too, which saves and ends; this process stays to write down how.
+    """
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    code = 0
+    if before := ahead(job):
+        print(f"Waiting for {before[-1].name} …", flush=True)
+    while not signals and ahead(job):
+        time.sleep(LOOK)
+    for command in job.order.commands:
+        if code or signals:
+            break
+        print(f"$ python -m finetune {shlex.join(command)}", flush=True)
+        code = subprocess.run(told(command), check=False).returncode
+    code = code or (INTERRUPTED if signals and not (job.folder / CARD_NAME).exists() else 0)
+    _write(job.folder / "job" / "exit.json", {"code": code})
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run(Job(Path(sys.argv[1]))))

@@ -1,0 +1,115 @@
+"""The Train tab: its components, and which event calls which handler.
+
+It belongs on a machine of one's own: it starts processes and reads files of this machine.
+"""
+
+from pathlib import Path
+
+import gradio as gr
+
+from llava_app.ui.chat_tab import EVENT
+from llava_app.ui.curves import REFRESH
+from llava_app.ui.display import choices
+from llava_app.ui.models import Models
+from llava_app.ui.training import FIELDS, FIRST_PICTURES, UNTRAINED, Training
+
+RECIPE = "memeworld_instruct"
+ABOUT = (
+    f"**New here?** One button draws {FIRST_PICTURES:,} small pictures with captions and questions, and trains the "
+    "built-in model on them in its two stages. It takes minutes, without a GPU. The model of the first tab learned the "
+    "same way, from 50 times as many pictures."
+)
+COLOURS = {"each step": "#d1cdc8", "smoothed": "#c8440f", "held out": "#3b7dd8"}
+TO_THE_CHAT = "() => document.querySelector('[role=tab]').click()"
+
+
+def train(models: Models, runs: Path, *, model: gr.Dropdown) -> gr.Tab:
+    """Lay the tab out and connect it; `model` is the page's model list. A run writes to `runs`."""
+    handlers = Training(models, runs)
+    with gr.Tab("Train") as tab, gr.Row():
+        with gr.Column(scale=2, elem_id="train-form"):
+            gr.Markdown(ABOUT)
+            first = gr.Button("Train the built-in model", variant="primary", elem_id="train-first")
+            with gr.Accordion("Train what you like", open=False, elem_id="train-own"):
+                base, form = _form(handlers)
+        with gr.Column(scale=3, elem_id="train-watch"):
+            view, buttons = _view()
+    line, run, timer, seen = view[0], view[1], view[6], view[10]
+    start = _connect_form(handlers, form, line)
+    start.click(handlers.start, form, view, **EVENT)
+    first.click(handlers.first, None, view, **EVENT)
+    stop, resume, chat = buttons
+    stop.click(handlers.stop, run, view, **EVENT)
+    resume.click(handlers.resume, run, view, **EVENT)
+    chat.click(handlers.chat, run, model, **EVENT).then(None, js=TO_THE_CHAT)
+    run.input(handlers.show, run, view, **EVENT)
+    timer.tick(handlers.show, [run, seen], view, **EVENT)
+    tab.select(handlers.greet, run, [base, *view], **EVENT)
+    return tab
+
+
+def _form(handlers: Training) -> tuple[gr.Dropdown, list[gr.components.Component]]:
+    """What `training.Form` is made of, in its order; the base apart."""
+    recipes = [(f"{name}: {recipe.get('about', recipe['stage'])}", name) for name, recipe in handlers.recipes.items()]
+    name = gr.Textbox("my-run", label="Name of the run", elem_id="train-name")
+    cards = choices(handlers.models.cards())
+    base = gr.Dropdown(cards, value=UNTRAINED, label="Model to start from", elem_id="train-base")
+    recipe = gr.Dropdown(recipes, value=RECIPE, label="Recipe", elem_id="train-recipe")
+    data = gr.Textbox(
+        label="Data",
+        info="A file or folder on this machine: LLaVA records (.json, .jsonl), metadata.jsonl, a mixture (.yaml).",
+        elem_id="train-data",
+    )
+    images = gr.Textbox(label="Folder of its pictures", info="Empty is the folder of the data.", elem_id="train-images")
+    values = handlers.fill(RECIPE)
+    with gr.Row():
+        fields = [
+            gr.Number(value, label=field.replace("_", " "), min_width=110, elem_id=f"train-{field}")
+            for field, value in zip(FIELDS, values, strict=True)
+        ]
+    other = gr.Textbox(
+        label="Other changes to the recipe", placeholder="lora_rank=8 save_every=50", elem_id="train-more"
+    )
+    recipe.change(handlers.fill, recipe, fields, **EVENT)
+    return base, [name, base, recipe, data, images, *fields, other]
+
+
+def _connect_form(handlers: Training, form: list[gr.components.Component], line: gr.HTML) -> gr.Button:
+    """The preview, the plan and the command below the form; returns the button that starts."""
+    with gr.Row():
+        look = gr.Button("Look at the data", elem_id="train-look")
+        plan = gr.Button("Plan", elem_id="train-plan")
+        start = gr.Button("Start", variant="primary", elem_id="train-start")
+    command = gr.Code(
+        label="The same in a shell",
+        language="shell",
+        interactive=False,
+        wrap_lines=True,
+        lines=2,
+        elem_id="train-command",
+    )
+    told = gr.Textbox(label="Plan, or report on the data", lines=8, max_lines=16, elem_id="train-told")
+    pictures = gr.Gallery(label="First examples", columns=3, height=180, elem_id="train-pictures")
+    look.click(handlers.look, form, [line, pictures, told], **EVENT)
+    plan.click(handlers.plan, form, [line, told], **EVENT)
+    gr.on([part.change for part in form], handlers.command, form, command, trigger_mode="always_last", **EVENT)
+    return start
+
+
+def _view() -> tuple[list[gr.components.Component], list[gr.Button]]:
+    """What `run_view` fills, in its order; the three buttons again."""
+    line = gr.HTML(elem_id="train-line", padding=False)
+    with gr.Row():
+        run = gr.Dropdown([], label="Run", filterable=False, elem_id="train-run")
+        stop = gr.Button("Stop", interactive=False, elem_id="train-stop")
+        resume = gr.Button("Resume", interactive=False, elem_id="train-resume")
+        chat = gr.Button("Chat with it", interactive=False, elem_id="train-chat")
+    with gr.Row():
+        loss = gr.LinePlot(
+            x="step", y="loss", color="which", color_map=COLOURS, label="Loss", height=260, elem_id="train-loss"
+        )
+        rate = gr.LinePlot(x="step", y="learning rate", label="Learning rate", height=260, elem_id="train-rate")
+    said = gr.Dataframe(label="What it answers as it learns", interactive=False, wrap=True, elem_id="train-answers")
+    log = gr.Textbox(label="End of the log", lines=10, max_lines=10, interactive=False, elem_id="train-log")
+    timer, seen = gr.Timer(REFRESH, active=False), gr.State()
+    return [line, run, loss, rate, said, log, timer, stop, resume, chat, seen], [stop, resume, chat]
