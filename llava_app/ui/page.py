@@ -10,7 +10,7 @@ from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
 from llava_app.feedback import Feedback
-from llava_app.ui import api, compare_tab
+from llava_app.ui import api, compare_tab, train_tab
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
@@ -60,7 +60,7 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
             server_name=host,
             server_port=port,
             theme=Lava(),
-            css_paths=[STYLE, compare_tab.STYLE],
+            css_paths=[STYLE, compare_tab.STYLE, train_tab.STYLE],
             js=SCRIPT.read_text(encoding="utf-8"),
             head=HEAD,
             favicon_path=MARK,

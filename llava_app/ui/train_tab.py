@@ -20,32 +20,44 @@ ABOUT = (
     "same way, from 50 times as many pictures."
 )
 COLOURS = {"each step": "#d1cdc8", "smoothed": "#c8440f", "held out": "#3b7dd8"}
+BUTTONS = ("Look at the data", "Plan", "Start")
+STYLE = Path(__file__).parent / "train.css"
 TO_THE_CHAT = "() => document.querySelector('[role=tab]').click()"
 
 
-def train(models: Models, runs: Path, *, model: gr.Dropdown) -> gr.Tab:
+def train(models: Models, runs: Path, *, model: gr.Dropdown) -> None:
     """Lay the tab out and connect it; `model` is the page's model list. A run writes to `runs`."""
     handlers = Training(models, runs)
-    with gr.Tab("Train") as tab, gr.Row():
-        with gr.Column(scale=2, elem_id="train-form"):
-            gr.Markdown(ABOUT)
-            first = gr.Button("Train the built-in model", variant="primary", elem_id="train-first")
-            with gr.Accordion("Train what you like", open=False, elem_id="train-own"):
-                base, form = _form(handlers)
-        with gr.Column(scale=3, elem_id="train-watch"):
-            view, buttons = _view()
-    line, run, timer, seen = view[0], view[1], view[6], view[10]
-    start = _connect_form(handlers, form, line)
+    with gr.Tab("Train") as tab, gr.Column(elem_id="train"):
+        gr.Markdown(ABOUT)
+        first = gr.Button("Train the built-in model", variant="primary", elem_id="train-first")
+        line = gr.HTML(elem_id="train-line", padding=False)
+        with gr.Accordion("Train what you like", open=False, elem_id="train-own"):
+            base, form = _form(handlers)
+            with gr.Row():
+                look, plan, start = (gr.Button(text, elem_id=f"train-{text.split()[0].lower()}") for text in BUTTONS)
+            command = gr.Code(
+                label="The same in a shell",
+                language="shell",
+                interactive=False,
+                wrap_lines=True,
+                elem_id="train-command",
+            )
+            told = gr.Textbox(label="Plan, or report on the data", lines=8, max_lines=16, elem_id="train-told")
+            pictures = gr.Gallery(label="First examples", columns=3, height=180, elem_id="train-pictures")
+        view = [line, *_view()]
+    run, timer, stop, resume, chat, seen = view[1], *view[6:]
+    look.click(handlers.look, form, [line, pictures, told], **EVENT)
+    plan.click(handlers.plan, form, [line, told], **EVENT)
+    gr.on([part.change for part in form], handlers.command, form, command, trigger_mode="always_last", **EVENT)
     start.click(handlers.start, form, view, **EVENT)
     first.click(handlers.first, None, view, **EVENT)
-    stop, resume, chat = buttons
     stop.click(handlers.stop, run, view, **EVENT)
     resume.click(handlers.resume, run, view, **EVENT)
     chat.click(handlers.chat, run, model, **EVENT).then(None, js=TO_THE_CHAT)
     run.input(handlers.show, run, view, **EVENT)
     timer.tick(handlers.show, [run, seen], view, **EVENT)
     tab.select(handlers.greet, run, [base, *view], **EVENT)
-    return tab
 
 
 def _form(handlers: Training) -> tuple[gr.Dropdown, list[gr.components.Component]]:
@@ -74,31 +86,8 @@ def _form(handlers: Training) -> tuple[gr.Dropdown, list[gr.components.Component
     return base, [name, base, recipe, data, images, *fields, other]
 
 
-def _connect_form(handlers: Training, form: list[gr.components.Component], line: gr.HTML) -> gr.Button:
-    """The preview, the plan and the command below the form; returns the button that starts."""
-    with gr.Row():
-        look = gr.Button("Look at the data", elem_id="train-look")
-        plan = gr.Button("Plan", elem_id="train-plan")
-        start = gr.Button("Start", variant="primary", elem_id="train-start")
-    command = gr.Code(
-        label="The same in a shell",
-        language="shell",
-        interactive=False,
-        wrap_lines=True,
-        lines=2,
-        elem_id="train-command",
-    )
-    told = gr.Textbox(label="Plan, or report on the data", lines=8, max_lines=16, elem_id="train-told")
-    pictures = gr.Gallery(label="First examples", columns=3, height=180, elem_id="train-pictures")
-    look.click(handlers.look, form, [line, pictures, told], **EVENT)
-    plan.click(handlers.plan, form, [line, told], **EVENT)
-    gr.on([part.change for part in form], handlers.command, form, command, trigger_mode="always_last", **EVENT)
-    return start
-
-
-def _view() -> tuple[list[gr.components.Component], list[gr.Button]]:
-    """What `run_view` fills, in its order; the three buttons again."""
-    line = gr.HTML(elem_id="train-line", padding=False)
+def _view() -> list[gr.components.Component]:
+    """What `run_view` fills after the line, in its order."""
     with gr.Row():
         run = gr.Dropdown([], label="Run", filterable=False, elem_id="train-run")
         stop = gr.Button("Stop", interactive=False, elem_id="train-stop")
@@ -112,4 +101,4 @@ def _view() -> tuple[list[gr.components.Component], list[gr.Button]]:
     said = gr.Dataframe(label="What it answers as it learns", interactive=False, wrap=True, elem_id="train-answers")
     log = gr.Textbox(label="End of the log", lines=10, max_lines=10, interactive=False, elem_id="train-log")
     timer, seen = gr.Timer(REFRESH, active=False), gr.State()
-    return [line, run, loss, rate, said, log, timer, stop, resume, chat, seen], [stop, resume, chat]
+    return [run, loss, rate, said, log, timer, stop, resume, chat, seen]

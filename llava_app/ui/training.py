@@ -206,7 +206,7 @@ class Training:
         changed = [
             f"{name}={value:.10g}"
             for name, value in zip(FIELDS, form.fields, strict=True)
-            if value is not None and value != recipe.get(name)
+            if value and value != recipe.get(name)  # the page shows a field without a value as 0
         ]
         return (*changed, *other)
 
