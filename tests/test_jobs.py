@@ -20,7 +20,8 @@ PATIENCE = 240  # s, for a machine that is busy with other things
 def until(condition: Callable[[], bool], job: Job) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, job.log.read_text(encoding="utf-8")
+        alive = job.is_alive and time.monotonic() < deadline
+        assert alive or condition(), job.log.read_text(encoding="utf-8")
         time.sleep(0.1)
 
 
@@ -56,7 +57,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_stopped_found_by_another_page_and_goes_on(jobs: Jobs, records: Path, tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "base")
     where = (f"--base={tmp_path / 'base'}", f"--data={records}", f"--runs={jobs.runs}")
-    how = ("global_batch=8", "micro_batch=8", "epochs=100000", "save_every=2", "max_steps=100000")
+    how = ("global_batch=8", "micro_batch=8", "epochs=1000", "save_every=2", "max_steps=100000")
     job = jobs.start("mine", "instruct", (("instruct", "--name=mine", *where, *how),))
     until(lambda: (job.folder / "log.jsonl").exists() and len(_steps(job)) > 2, job)
     assert job.state == "running"

@@ -1,0 +1,98 @@
+"""The Train tab without a browser."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_app.checkpoints import built_in
+from llava_app.ui.curves import LINES, answers, loss_curve, rate_curve
+from llava_app.ui.models import Models, load_locally
+from llava_app.ui.page import build
+from llava_app.ui.training import FIELDS, Training
+from tests.test_progress import write
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    return Models(lambda card: load_locally(card, "float32"), lambda: (built_in(), ""), runs=tmp_path)
+
+
+@pytest.fixture
+def training(models: Models, tmp_path: Path) -> Training:
+    return Training(models, tmp_path)
+
+
+def asked(training: Training, **changes: Any) -> tuple[Any, ...]:
+    """What the page sends, of a recipe as it is but for `changes`."""
+    fields = dict(zip(FIELDS, training.fill(RECIPE), strict=True))
+    form = {"name": "mine", "base": "built-in/memeworld", "recipe": RECIPE, "data": "/data/a.json", "images": ""}
+    return tuple((form | fields | {"other": ""} | changes).values())
+
+
+RECIPE = "memeworld_instruct"
+
+
+def test_a_command_says_what_differs_from_the_recipe(training: Training, tmp_path: Path) -> None:
+    plain = training.command(*asked(training))
+    assert plain == (
+        f"python -m finetune instruct --name=mine --runs={tmp_path} --base=llava_app/demo/memeworld "
+        "--data=/data/a.json --recipe=memeworld_instruct"
+    )
+    changed = training.command(*asked(training, learning_rate=1e-4, max_steps=7, epochs=2, other="lora_rank=8"))
+    assert changed == plain + " learning_rate=0.0001 max_steps=7 lora_rank=8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"name": "../mine"}, "is no folder name"),
+        ({"base": "hub/nothing"}, "is not in the list"),
+        ({"recipe": "../../secret"}, "no such recipe"),
+        ({"data": " "}, "no data to learn from"),
+        ({"other": "--push=me/mine"}, "is not a change to a recipe"),
+    ],
+)
+def test_what_cannot_run_is_said_and_not_started(training: Training, changes: dict[str, str], complaint: str) -> None:
+    values = asked(training, **changes)
+    assert complaint in training.command(*values)
+    (view,) = training.start(*values)
+    assert complaint in view[0]
+    assert not training.jobs.all()
+
+
+def test_a_blank_in_a_path_stays_one_argument(training: Training) -> None:
+    assert "'--data=/data/my own; ls.json'" in training.command(*asked(training, data="/data/my own; ls.json"))
+
+
+def test_a_view_without_a_run_says_what_to_do(training: Training) -> None:
+    view = training.show(None)
+    assert len(view) == len(LINES)
+    assert "No run yet" in view[0]
+
+
+def test_curves_and_answers_follow_the_log(tmp_path: Path) -> None:
+    from llava_app.progress import read_progress
+
+    said = [{"question": "Which?", "wanted": "A cat.", "answer": word} for word in ("Eh", "A dog.", "A cat.")]
+    evaluations = [{"step": n, "held_out_loss": 2.0 - n, "answers": [said[n]]} for n in range(3)]
+    steps = [{"step": n, "loss": 3.0 - n, "learning_rate": 0.1 * n, "elapsed": n} for n in (1, 2)]
+    write(tmp_path, evaluations[0], steps[0], evaluations[1], steps[1], evaluations[2])
+    progress = read_progress(tmp_path, tmp_path / "log.txt")
+    rows = loss_curve(progress)["data"]
+    assert [row for row in rows if row[2] == "each step"] == [[1, 2.0, "each step"], [2, 1.0, "each step"]]
+    assert [row[1] for row in rows if row[2] == "held out"] == [2.0, 1.0, 0.0]
+    assert rate_curve(progress)["data"] == [[1, 0.1], [2, 0.2]]
+    assert answers(progress) == {
+        "headers": ["Question", "Wanted", "after step 0", "after step 1", "after step 2"],
+        "data": [["Which?", "A cat.", "Eh", "A dog.", "A cat."]],
+    }
+
+
+def test_a_public_page_has_no_event_that_trains(models: Models, tmp_path: Path) -> None:
+    def handlers(public: bool) -> set[str]:
+        page = build(models, tmp_path, public=public)
+        return {type(event.fn.__self__).__name__ for event in page.fns.values() if hasattr(event.fn, "__self__")}
+
+    assert "Training" in handlers(public=False)
+    assert "Training" not in handlers(public=True)
