@@ -28,10 +28,11 @@ class Batch:
 
     input_ids: Tensor  # (B, S) int64
     labels: Tensor  # (B, S) int64, IGNORE outside the answers and at the first token of an example; not shifted
-    pixel_values: Tensor | None  # (I, 3, H, W) float32, the pictures of all examples in order
+    pixel_values: Tensor | None  # (T, 3, H, W) float32, the pictures of all examples in order, or all their tiles
     lengths: Tensor  # (N,) int64, tokens of each example, always on the CPU
     positions: Tensor | None = None  # packed: (1, S) int64, of each token in its example
-    features: Tensor | None = None  # (I, P, V), what the vision tower sees in the pictures, where it is known already
+    image_sizes: Tensor | None = None  # (I, 2) int64, height and width of each picture in tiles, always on the CPU
+    features: Tensor | None = None  # (T, P, V), what the vision tower sees in the pictures, where it is known already
 
     @property
     def supervised(self) -> int:
@@ -65,7 +66,7 @@ def pad(examples: Sequence[Encoded], pad_id: int) -> Batch:
         length = len(example.input_ids)
         input_ids[row, :length] = example.input_ids
         labels[row, :length] = _labels(example)
-    return Batch(input_ids, labels, _pixels(examples), _lengths(examples))
+    return Batch(input_ids, labels, _pixels(examples), _lengths(examples), image_sizes=_image_sizes(examples))
 
 
 def pack(examples: Sequence[Encoded]) -> Batch:
@@ -73,7 +74,8 @@ def pack(examples: Sequence[Encoded]) -> Batch:
     input_ids = torch.cat([example.input_ids for example in examples])
     labels = torch.cat([_labels(example) for example in examples])
     positions = torch.cat([torch.arange(len(example.input_ids)) for example in examples])
-    return Batch(input_ids[None], labels[None], _pixels(examples), _lengths(examples), positions[None])
+    pixels, sizes = _pixels(examples), _image_sizes(examples)
+    return Batch(input_ids[None], labels[None], pixels, _lengths(examples), positions[None], sizes)
 
 
 def _labels(example: Encoded) -> Tensor:
@@ -85,6 +87,11 @@ def _labels(example: Encoded) -> Tensor:
 def _pixels(examples: Sequence[Encoded]) -> Tensor | None:
     pixels = [example.pixel_values for example in examples if example.pixel_values is not None]
     return torch.cat(pixels) if pixels else None
+
+
+def _image_sizes(examples: Sequence[Encoded]) -> Tensor | None:
+    sizes = [example.shapes["image_sizes"] for example in examples if "image_sizes" in example.shapes]
+    return torch.cat(sizes) if sizes else None
 
 
 def _lengths(examples: Sequence[Encoded]) -> Tensor:

@@ -75,6 +75,7 @@ def _answer(llava: LlavaForConditionalGeneration, examples: Examples, place: int
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         pixel_values=None if pixels is None else pixels.to(llava.device),
+        **{name: value.to(llava.device) for name, value in encoded.shapes.items()},
         max_new_tokens=ANSWER_TOKENS,
         do_sample=False,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from finetune.adapters import save_adapter
 from finetune.checkpoint import Run, revision, save_model, stored_dtype
@@ -67,9 +67,3 @@ class Output:
             recipe=asdict(recipe),
             about=ABOUT[recipe.stage].format(base=self.base.name, count=len(checked.examples)),
         )
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """The tokens that end an answer in a template: the end token and, where captions are lines, the newline."""
-    ends = ["\n"] if template == "plain" else []
-    return [tokenizer.eos_token_id, *(tokenizer.encode(end, add_special_tokens=False)[-1] for end in ends)]

@@ -105,6 +105,8 @@ class Recipe:
             raise RecipeError(f"quantise is {self.quantise}, which computes in bfloat16. Set precision=bfloat16.")
         if self.lora_rank and self.stage == "align":
             raise RecipeError("Stage align trains the projector only, so lora_rank has nothing to do. Take it away.")
+        if self.lora_rank and self.image_mode == "anyres":
+            raise RecipeError("image_mode is anyres, whose row ends no adapter holds. Set lora_rank=0 or another mode.")
         if self.feature_cache and self.vision_learning_rate:
             raise RecipeError("feature_cache needs a frozen vision tower. Take vision_learning_rate away, or it.")
 

@@ -27,7 +27,7 @@ from finetune.held_out import Evaluation, answers, losses, split
 from finetune.interrupt import Interrupted, StopSignal, ignore_in_worker
 from finetune.log import Log
 from finetune.optimise import learning_rate_at, make_optimizer, set_rate
-from finetune.output import Output, end_tokens
+from finetune.output import Output
 from finetune.packing import use_packed_attention
 from finetune.recipe import Recipe
 from finetune.stages import apply_stage, describe, trainable
@@ -35,6 +35,7 @@ from finetune.supervision import SupervisedLoss
 from llava_app.checkpoints import Card, find, write_card
 from llava_app.errors import TrainingError
 from llava_app.loading import load, make_processor
+from llava_app.prompts import end_tokens
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from finetune.data.records import image_names
 from llava_app.conversation import IMAGE_MARK, Conversation, from_record
 from llava_app.errors import DataError
 from llava_app.images import Picture
-from llava_app.prompts import encode, tokenise
+from llava_app.prompts import encode, prepare, tokenise
 
 CHARACTERS_PER_TOKEN = 4
 BLANK = Picture(Image.new("RGB", (32, 32)), digest="blank")
@@ -32,7 +32,7 @@ class Ruler:
     def __init__(self, processor: ProcessorMixin, max_length: int) -> None:
         self.processor = processor
         self.max_length = max_length
-        asked = encode(Conversation().ask("", (BLANK,)), processor, open_answer=True)
+        asked = encode(Conversation().ask("", (_fullest(processor),)), processor, open_answer=True)
         self.frame = len(asked.input_ids)
         self.image_tokens = self._seen(asked.input_ids)
 
@@ -65,6 +65,13 @@ class Ruler:
 
     def _seen(self, ids: Tensor) -> int:
         return int((ids == self.processor.image_token_id).sum())
+
+
+def _fullest(processor: ProcessorMixin) -> Picture:
+    """A blank picture that takes as many tokens as any: with tiles, one that fills its grid."""
+    grids = getattr(processor.image_processor, "image_grid_pinpoints", None) or [BLANK.image.size]
+    blanks = [Picture(Image.new("RGB", (width, height)), f"blank {width} x {height}") for height, width in grids]
+    return max(blanks, key=lambda blank: prepare(blank.image, processor).tokens)
 
 
 def wrong_record(record: Any, stage: str) -> Refusal | None:
