@@ -9,6 +9,7 @@ import gradio as gr
 from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
+from llava_app.evaluations import Evaluation
 from llava_app.feedback import Feedback
 from llava_app.ui import api, compare_tab, train_tab
 from llava_app.ui.chat_tab import chat, model_list
@@ -16,6 +17,7 @@ from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
+from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
 from llava_app.ui.train_tab import train
@@ -45,9 +47,11 @@ def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
                     chat(handlers, page, model, Feedback(runs / "feedback"))
                 with gr.Tab("Compare", elem_id="compare-tab") as tab:
                     compare(models, tab, runs)
+                train(models, runs, model=model)
                 with gr.Tab("Data", elem_id="data-tab"):
                     data(DataHandlers(runs / "data"))
-                train(models, runs, model=model)
+                with gr.Tab("Measure", elem_id="measure-tab"):
+                    measure(MeasureHandlers(models, Evaluation()), page)
         api.offer(models)
     return page
 
