@@ -4,13 +4,14 @@ A line says that a question was `asked` (with what it may use at most), was `rep
 and has neither reply nor failure was cut off; it may have been billed, so it counts in full.
 """
 
-import fcntl
 import json
 import os
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from finetune.instruct.budget import Usage
 from llava_app.errors import DataError
@@ -21,12 +22,12 @@ class Ledger:
 
     def __init__(self, file: Path) -> None:
         self._lock = threading.Lock()
-        self._file = file.open("ab")
+        self._alone = FileLock(file.with_suffix(".lock"))  # the system lets go of it when the process dies
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
+            self._alone.acquire(blocking=False)
+        except Timeout as error:
             raise DataError(f"{file.parent} is being written by another run. Wait for it, or stop it.") from error
+        self._file = file.open("ab")
         if _is_torn(file):
             self._append(b"\n")
 
@@ -35,6 +36,7 @@ class Ledger:
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+        self._alone.release()
 
     def write(self, event: str, key: str, usage: Usage, **fields: Any) -> None:
         """Append a line; it is on disk when this returns."""
