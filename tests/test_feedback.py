@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from transformers import ProcessorMixin
 
-from finetune.data import check, image_names, read_records
+from finetune.data import check
+from finetune.data.records import image_names, read_records
 from finetune.recipe import load_recipe
 from llava_app.conversation import Conversation, from_record
 from llava_app.feedback import Feedback, judged
