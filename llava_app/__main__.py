@@ -1,4 +1,4 @@
-"""python -m llava_app VERB: ask, caption, doctor."""
+"""python -m llava_app VERB: ask, caption, doctor, lens."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ from llava_app.errors import UserError
 VERBS = {
     "ask": 'pictures and a question: ask cat.png "What is funny?"',
     "caption": "describe every picture of a folder",
+    "lens": "how much of the context a picture takes, and where a model's parameters are",
     "doctor": "what this machine has, what the app makes of it, and what to mend",
 }
 

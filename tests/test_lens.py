@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 
+from llava_app.__main__ import main
 from llava_app.checkpoints import Card
-from llava_app.lens import economy, families, lens_main, memory, shares
+from llava_app.cli.lens import economy, families, memory, shares
 from llava_app.presets import PRESETS
 
 
 def lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict]:
-    assert lens_main([*arguments, "--json"]) == 0
+    assert main(["lens", *arguments, "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -27,12 +28,12 @@ def test_every_family_is_shown_unless_one_is_asked_for(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("size", ["0x10", "12", "1x1x1", "-3x4", "9999999x1"])
 def test_a_wrong_size_is_named(capsys: pytest.CaptureFixture[str], size: str) -> None:
-    assert lens_main([f"--size={size}"]) == 2
+    assert main(["lens", f"--size={size}"]) == 2
     assert f"{size} is no size" in capsys.readouterr().err
 
 
 def test_the_table_has_a_line_per_size(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lens_main(["--family", "llava-1.6", "--size", "1344x672"]) == 0
+    assert main(["lens", "--family", "llava-1.6", "--size", "1344x672"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert "1752 tokens" in line
     assert "4k  42.8%" in line
@@ -53,7 +54,7 @@ def test_the_parts_of_a_folder_are_counted_from_its_config(tiny_card: Card) -> N
 
 
 def test_a_model_that_is_not_here_is_said_to_be_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert lens_main(["--model", "somebody/model"]) == 2
+    assert main(["lens", "--model", "somebody/model"]) == 2
     assert "not on this machine" in capsys.readouterr().err
 
 
@@ -64,7 +65,7 @@ def test_memory_grows_with_precision() -> None:
 
 
 def test_the_catalogue_says_what_each_model_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lens_main(["--catalogue"]) == 0
+    assert main(["lens", "--catalogue"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in table] == [preset.name for preset in PRESETS]
     assert "4bit 7.6 GB" in next(row for row in table if row.startswith("LLaVA-1.5-7B "))

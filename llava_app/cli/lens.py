@@ -1,15 +1,13 @@
 """How much of a model's context one picture takes, where a model's parameters are, and what the published ones need.
 
-python -m llava_app.lens --family llava-1.6 --size 1344x672
-python -m llava_app.lens --model memeworld
-python -m llava_app.lens --catalogue
+python -m llava_app lens --family llava-1.6 --size 1344x672
+python -m llava_app lens --model memeworld
+python -m llava_app lens --catalogue
 """
 
 import argparse
 import json
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,15 +122,10 @@ def memory(preset: Preset) -> dict[str, float]:
     return {precision: comfortable(wanted) for precision, wanted in needs(published_config(preset)).items()}
 
 
-def lens_main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables asked for; returns the exit code, 2 after an error that a person can mend."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+def main(arguments: Sequence[str]) -> int:
+    """Print the tables asked for. Raises UserError."""
     options = _parser().parse_args(arguments)
-    try:
-        rows, line = _rows(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    rows, line = _rows(options)
     if options.json:
         print(*(json.dumps(vars(row)) for row in rows), sep="\n")
     else:
@@ -190,7 +183,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--catalogue", action="store_true", help="instead: the published models and what they need")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(lens_main())
