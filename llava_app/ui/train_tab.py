@@ -89,16 +89,22 @@ def _form(handlers: Training) -> tuple[gr.Dropdown, list[gr.components.Component
 def _view() -> list[gr.components.Component]:
     """What `run_view` fills after the line, in its order."""
     with gr.Row():
-        run = gr.Dropdown([], label="Run", filterable=False, elem_id="train-run")
-        stop = gr.Button("Stop", interactive=False, elem_id="train-stop")
-        resume = gr.Button("Resume", interactive=False, elem_id="train-resume")
-        chat = gr.Button("Chat with it", interactive=False, elem_id="train-chat")
+        run = gr.Dropdown([], label="Run", filterable=False, scale=3, elem_id="train-run")
+        stop = gr.Button("Stop", interactive=False, min_width=100, elem_id="train-stop")
+        resume = gr.Button("Resume", interactive=False, min_width=100, elem_id="train-resume")
+        chat = gr.Button("Chat with it", interactive=False, min_width=100, elem_id="train-chat")
     with gr.Row():
         loss = gr.LinePlot(
             x="step", y="loss", color="which", color_map=COLOURS, label="Loss", height=260, elem_id="train-loss"
         )
         rate = gr.LinePlot(x="step", y="learning rate", label="Learning rate", height=260, elem_id="train-rate")
-    said = gr.Dataframe(label="What it answers as it learns", interactive=False, wrap=True, elem_id="train-answers")
+    said = gr.Dataframe(
+        label="What it answers as it learns",
+        interactive=False,
+        wrap=True,
+        column_widths=["160px"],
+        elem_id="train-answers",
+    )
     log = gr.Textbox(label="End of the log", lines=10, max_lines=10, interactive=False, elem_id="train-log")
     timer, seen = gr.Timer(REFRESH, active=False), gr.State()
     return [run, loss, rate, said, log, timer, stop, resume, chat, seen]
