@@ -249,7 +249,10 @@ def test_a_finished_run_is_not_repeated(base: Path, data: Path, capsys: pytest.C
         (["align", "--name", "x"], "--base and --data"),
         (["align", "--name", "x", "--resume"], "no run to resume"),
         (["align", "--name", "x", "--base", "nothing", "--data", "a.json"], "no model"),
-        (["align", "--name", "x", "--base", "memeworld-base", "--data", "d", "--recipe", "memeworld_instruct"], "stage instruct"),
+        (
+            ["align", "--name", "x", "--base", "memeworld-base", "--data", "d", "--recipe", "memeworld_instruct"],
+            "stage instruct",
+        ),
         (["align", "--name", "x", "--base", "b", "--data", "d", "epoch=1"], "epochs"),
         (["align", "--name", "../x", "--base", "b", "--data", "d"], "'../x'"),
         (["align", "--name", "x", "--resume", "epochs=2"], "no run to resume"),
