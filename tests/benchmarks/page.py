@@ -141,6 +141,4 @@ class Person:
             for line in events.iter_lines():
                 if first is None and ANSWER.search(line):
                     first = time.perf_counter()
-                if '"process_completed"' in line:
-                    break
         return first
