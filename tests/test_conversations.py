@@ -7,6 +7,7 @@ from PIL import Image
 
 from llava_app.conversation import Conversation
 from llava_app.images import Picture
+from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import MOST_TALKS, Conversations, Shelf
 from llava_app.ui.display import Notes, Talk
 from llava_app.ui.live import Live
@@ -122,9 +123,9 @@ def test_a_forged_reason_to_end_cannot_leave_a_turn_open(conversations: Conversa
 
 def test_a_new_chat_keeps_the_one_before_and_it_can_be_opened_again(conversations: Conversations) -> None:
     first = talk("First?")
-    empty, window, shelf, listing, _ = conversations.new(first, ())
+    empty, window, shelf, listing, _ = conversations.new(Tab(), first, ())
     assert (empty.conversation.turns, window, listed(listing)) == ((), [], ["New chat", "First?"])
-    again, window, shelf, listing, _ = conversations.open(first.key, empty, shelf)
+    again, window, shelf, listing, _ = conversations.open(first.key, Tab(), empty, shelf)
     assert (again, len(window), listed(listing)) == (first, 2, ["First?"])
 
 
@@ -143,7 +144,7 @@ def test_a_conversation_is_renamed_and_keeps_its_title(conversations: Conversati
 def test_a_deleted_conversation_is_gone_everywhere(conversations: Conversations) -> None:
     one, other = talk("One?"), talk("Other?")
     browser, shelf = kept(conversations, one, other)
-    fresh, window, shelf, listing, told = conversations.delete(other, shelf)
+    fresh, window, shelf, listing, told = conversations.delete(Tab(), other, shelf)
     browser.told(told)
     assert (fresh, window, listed(listing)) == (Talk(), [], ["New chat", "One?"])
     assert list(browser.talks) == [one.key]
@@ -153,7 +154,7 @@ def test_a_deleted_conversation_is_gone_everywhere(conversations: Conversations)
 def test_what_was_exported_is_imported(conversations: Conversations) -> None:
     one = talk("What?", picture=True)
     update = conversations.export(one)
-    taken, window, _, listing, _ = conversations.take_in(update["value"], talk("Before?"), ())
+    taken, window, _, listing, _ = conversations.take_in(update["value"], Tab(), talk("Before?"), ())
     assert taken.conversation.turns[0].question == "What?"
     assert taken.conversation.pictures[0].image.tobytes() == RED.image.tobytes()
     assert (len(window), listed(listing)) == (2, ["What?", "Before?"])
@@ -164,7 +165,9 @@ def test_a_file_that_cannot_be_imported_is_told_and_nothing_changes(
 ) -> None:
     (tmp_path / "x.zip").write_bytes(b"no zip")
     with pytest.warns(UserWarning, match="no zip file"):
-        assert all("value" not in update for update in conversations.take_in(str(tmp_path / "x.zip"), Talk(), ()))
+        assert all(
+            "value" not in update for update in conversations.take_in(str(tmp_path / "x.zip"), Tab(), Talk(), ())
+        )
 
 
 def test_the_list_is_bounded(conversations: Conversations) -> None:

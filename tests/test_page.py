@@ -2,8 +2,7 @@ import io
 import logging
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +17,11 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.ui import handlers as page
-from llava_app.ui.display import Talk
+from llava_app.ui.asked import Tab
+from llava_app.ui.conversations import Conversations
+from llava_app.ui.display import Talk, messages
 from llava_app.ui.examples import Example, read_examples
-from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers, Update
+from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers
 from llava_app.ui.models import Models, Ready
 from tests.fixtures_model import write_tiny_model
 
@@ -72,14 +73,19 @@ def meme(tmp_path: Path) -> str:
     return str(path)
 
 
-def last(updates: Iterator[Update], before: Talk | None = None) -> tuple[Talk, list[dict], Any]:
-    """The talk, what is shown of it, and the box after all updates."""
-    talk, shown, box = before, [], None
+def last(handlers: Handlers, event: str, *inputs: Any) -> tuple[Talk, list[dict], Any]:
+    """The talk, what is shown of it, and the box after an event of the page and those that follow it."""
+    place = next(index for index, value in enumerate(inputs) if isinstance(value, Talk))
+    tab, talk, shown, box = Tab(), inputs[place], [], None
+    updates = [getattr(handlers, event)(*inputs[:place], tab, *inputs[place:])]
+    talk = updates[0][0] if isinstance(updates[0][0], Talk) else talk
+    updates += [(talk, window, gr.skip()) for window in handlers.stream(tab, talk)]
+    updates.append(handlers.settle(tab, talk))
     for update in updates:
         talk = update[0] if isinstance(update[0], Talk) else talk
         shown = update[1] if isinstance(update[1], list) else shown
-        box = update[2] if "value" in (update[2] or {}) else box
-    assert talk is not None
+        box = update[2] if "value" in update[2] else box
+    assert (updates[-1][2]["submit_btn"], updates[-1][2]["stop_btn"]) == (True, False)
     return talk, shown, box
 
 
@@ -90,12 +96,12 @@ def message(text: str, *files: str) -> dict[str, Any]:
 def asked(handlers: Handlers, *questions: str) -> Talk:
     talk = Talk()
     for question in questions:
-        talk, _, _ = last(handlers.send(message(question), talk, "run/tiny", *SHORT))
+        talk, _, _ = last(handlers, "send", message(question), talk, "run/tiny", *SHORT)
     return talk
 
 
 def test_an_answer_streams_and_the_talk_grows(handlers: Handlers, meme: str) -> None:
-    talk, shown, box = last(handlers.send(message("What?", meme), Talk(), "run/tiny", *SHORT))
+    talk, shown, box = last(handlers, "send", message("What?", meme), Talk(), "run/tiny", *SHORT)
     turn = talk.conversation.turns[0]
     assert (turn.question, len(turn.images), turn.finish) == ("What?", 1, "length")
     assert turn.answer
@@ -105,19 +111,18 @@ def test_an_answer_streams_and_the_talk_grows(handlers: Handlers, meme: str) -> 
 
 
 def test_a_question_shows_at_once_while_the_answer_is_awaited(handlers: Handlers) -> None:
-    with closing(handlers.send(message("What?"), Talk(), "run/tiny", *SHORT)) as updates:
-        _, shown, box = next(updates)
+    _, shown, box = handlers.send(message("What?"), Tab(), Talk(), "run/tiny", *SHORT)
     assert shown[0]["content"][0]["text"] == "What?"
     assert (box["submit_btn"], box["stop_btn"]) == (False, True)
 
 
 def test_further_questions_keep_the_context_and_pictures_stay_with_their_turn(handlers: Handlers, meme: str) -> None:
-    talk, _, _ = last(handlers.send(message("And this?", meme), asked(handlers, "First?"), "run/tiny", *SHORT))
+    talk, _, _ = last(handlers, "send", message("And this?", meme), asked(handlers, "First?"), "run/tiny", *SHORT)
     assert [(turn.question, len(turn.images)) for turn in talk.conversation.turns] == [("First?", 0), ("And this?", 1)]
 
 
 def test_a_picture_needs_no_words(handlers: Handlers, meme: str) -> None:
-    talk, _, _ = last(handlers.send(message("", meme), Talk(), "run/tiny", *SHORT))
+    talk, _, _ = last(handlers, "send", message("", meme), Talk(), "run/tiny", *SHORT)
     assert talk.conversation.turns[0].answer
 
 
@@ -126,7 +131,7 @@ def test_nothing_typed_gets_a_hint_and_nothing_happens(
     handlers: Handlers, nothing: dict[str, Any] | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = asked(handlers, "First?")
-    assert last(handlers.send(nothing, before, "run/tiny", *SHORT), before) == (before, [], None)
+    assert last(handlers, "send", nothing, before, "run/tiny", *SHORT) == (before, messages(before), None)
     assert "Type a question or add a picture" in capsys.readouterr().out
 
 
@@ -150,21 +155,21 @@ def test_a_bad_file_is_named_and_talk_and_box_stay(handlers: Handlers, tmp_path:
     bad.write_bytes(broken_files()[name])
     before = asked(handlers, "First?")
     with pytest.warns(UserWarning, match=name) as told:
-        talk, _, box = last(handlers.send(message("What?", meme, str(bad)), before, "run/tiny", *SHORT))
+        talk, _, box = last(handlers, "send", message("What?", meme, str(bad)), before, "run/tiny", *SHORT)
     assert talk == before
     assert box["value"] == message("What?", meme, str(bad))
     assert str(tmp_path) not in str(told[0].message)
-    assert last(handlers.send(message("Next?", meme), talk, "run/tiny", *SHORT))[0].conversation.turns[-1].answer
+    assert last(handlers, "send", message("Next?", meme), talk, "run/tiny", *SHORT)[0].conversation.turns[-1].answer
 
 
 def test_a_conversation_that_is_too_long_says_what_to_do(handlers: Handlers) -> None:
     before = asked(handlers, "First?")
     with pytest.warns(UserWarning, match="tokens.*at most 512"):
-        talk, shown, box = last(handlers.send(message("long " * 300), before, "run/tiny", *SHORT))
+        talk, shown, box = last(handlers, "send", message("long " * 300), before, "run/tiny", *SHORT)
     assert talk == before
     assert len(shown) == 2
     assert box["value"]["text"] == "long " * 300
-    assert last(handlers.send(message("Next?"), talk, "run/tiny", *SHORT))[0].conversation.turns[-1].answer
+    assert last(handlers, "send", message("Next?"), talk, "run/tiny", *SHORT)[0].conversation.turns[-1].answer
 
 
 @pytest.mark.parametrize(
@@ -176,20 +181,20 @@ def test_a_conversation_that_is_too_long_says_what_to_do(handlers: Handlers) -> 
 )
 def test_a_message_is_bounded_before_anything_is_read(handlers: Handlers, too_much: dict[str, Any], told: str) -> None:
     with pytest.warns(UserWarning, match=told):
-        assert last(handlers.send(too_much, Talk(), "run/tiny", *SHORT))[0] == Talk()
+        assert last(handlers, "send", too_much, Talk(), "run/tiny", *SHORT)[0] == Talk()
 
 
 def test_an_unknown_model_is_named_and_markup_in_its_name_stays_text(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="“&lt;b&gt;x” is not in the list"):
-        talk, _, box = last(handlers.send(message("What?"), Talk(), "<b>x", *SHORT))
+        talk, _, box = last(handlers, "send", message("What?"), Talk(), "<b>x", *SHORT)
     assert (talk, box["value"]["text"]) == (Talk(), "What?")
 
 
 def test_a_model_folder_that_vanished_is_named_and_another_model_answers(handlers: Handlers, runs: Path) -> None:
     shutil.rmtree(runs / "Vanished")
     with pytest.warns(UserWarning, match="“Vanished” is not in the list any more"):
-        talk, _, _ = last(handlers.send(message("What?"), Talk(), "run/Vanished", *SHORT))
-    assert last(handlers.send(message("What?"), talk, "run/tiny", *SHORT))[0].conversation.turns[0].answer
+        talk, _, _ = last(handlers, "send", message("What?"), Talk(), "run/Vanished", *SHORT)
+    assert last(handlers, "send", message("What?"), talk, "run/tiny", *SHORT)[0].conversation.turns[0].answer
 
 
 def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
@@ -197,7 +202,7 @@ def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
 ) -> None:
     before = asked(handlers, "First?")
     with caplog.at_level(logging.ERROR), pytest.warns(UserWarning, match="error id [0-9a-f]{8}") as told:
-        talk, shown, box = last(handlers.send(message("What?"), before, "run/Faulty", *SHORT))
+        talk, shown, box = last(handlers, "send", message("What?"), before, "run/Faulty", *SHORT)
     assert (talk, len(shown), box["value"]["text"]) == (before, 2, "What?")
     assert "secret" not in str(told[0].message)
     assert "secret" in caplog.text
@@ -207,29 +212,112 @@ def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
     "settings", [(99.0, -1.0, 12, "9" * 10), (math.nan, math.nan, 12, " 7 "), (None, None, 12, None)]
 )
 def test_numbers_from_outside_are_clamped(handlers: Handlers, settings: tuple[float | str | None, ...]) -> None:
-    assert last(handlers.send(message("What?"), Talk(), "run/tiny", *settings))[0].conversation.turns[0].answer
+    assert last(handlers, "send", message("What?"), Talk(), "run/tiny", *settings)[0].conversation.turns[0].answer
 
 
 def test_a_seed_that_is_no_number_is_named(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="The seed “-5” is not a whole number"):
-        assert last(handlers.send(message("What?"), Talk(), "run/tiny", 0.0, 1.0, 12, "-5"))[0] == Talk()
+        assert last(handlers, "send", message("What?"), Talk(), "run/tiny", 0.0, 1.0, 12, "-5")[0] == Talk()
 
 
-def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handlers) -> None:
-    with closing(handlers.send(message("What?"), Talk(), "run/tiny", 0.0, 1.0, 200, "")) as updates:
-        for talk, _, _ in updates:
-            assert not talk.conversation.is_open
-            if talk.conversation.turns[0].answer:
-                break
-    assert talk.conversation.turns[0].finish == "stopped"
-    shown, box = handlers.settle(talk)
+def begun(handlers: Handlers, tab: Tab, question: str = "What?") -> tuple[Talk, Generator[Any, None, None]]:
+    """A long answer in `tab` of which something is written: the talk that the tab shows, and the stream."""
+    talk, _, _ = handlers.send(message(question), tab, Talk(), "run/tiny", 0.0, 1.0, 200, "")
+    stream = handlers.stream(tab, talk)
+    for _ in stream:
+        assert not tab.asked.so_far.conversation.is_open
+        if tab.asked.so_far.conversation.turns[-1].answer:
+            return talk, stream
+    raise AssertionError("nothing was written")
+
+
+@pytest.mark.parametrize("how", ["stopped", "closed"])
+def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handlers, how: str) -> None:
+    tab = Tab()
+    talk, stream = begun(handlers, tab)
+    if how == "stopped":
+        handlers.stop(tab)
+        assert list(stream) == []
+    stream.close()
+    assert not tab.is_answering
+    known = handlers.live.get(talk.key)  # what a reload shows
+    talk, shown, box = handlers.settle(tab, talk)
+    assert talk.conversation.turns[0].answer
+    assert (talk, talk.conversation.turns[0].finish) == (known, "stopped")
     assert "stopped by you" in shown[-1]["content"][-1]["value"]
     assert (box["submit_btn"], box["stop_btn"]) == (True, False)
 
 
+def test_a_second_question_is_refused_while_the_answer_to_the_first_comes(
+    handlers: Handlers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tab = Tab()
+    talk, stream = begun(handlers, tab)
+    refused = [
+        handlers.send(message("Me?"), tab, talk, "run/tiny", *SHORT),
+        handlers.retry(tab, talk, "run/tiny", *SHORT),
+        handlers.edit(event(turn=0, text="Me?"), tab, talk, "run/tiny", *SHORT),
+    ]
+    assert refused == [page.UNCHANGED] * 3
+    assert capsys.readouterr().out.count("Wait for the answer, or stop it.") == 3
+    assert [type(update) for update in handlers.stream(tab, talk)] == [dict]  # nothing of its own to stream
+    assert handlers.settle(tab, talk) == page.UNCHANGED
+    assert list(stream)  # the first goes on
+    assert handlers.settle(tab, talk)[0].conversation.turns[0].finish == "length"
+
+
+def test_after_stop_a_new_question_need_not_wait(handlers: Handlers) -> None:
+    tab = Tab()
+    shown, stream = begun(handlers, tab)
+    handlers.stop(tab)
+    talk, _, _ = handlers.send(message("Next?"), tab, shown, "run/tiny", *SHORT)
+    assert list(stream) == []
+    assert handlers.settle(tab, talk) == page.UNCHANGED  # of the first question: the second is to come
+    assert list(handlers.stream(tab, talk))
+    turns = handlers.settle(tab, talk)[0].conversation.turns
+    assert [(turn.question, turn.finish, bool(turn.answer)) for turn in turns] == [
+        ("What?", "stopped", True),
+        ("Next?", "length", True),
+    ]
+
+
+def test_stop_counts_even_before_the_answer_has_begun(handlers: Handlers) -> None:
+    tab = Tab()
+    talk, _, _ = handlers.send(message("What?"), tab, Talk(), "run/tiny", *SHORT)
+    handlers.stop(tab)
+    assert list(handlers.stream(tab, talk)) == []
+    assert handlers.settle(tab, talk)[0] == talk
+
+
+@pytest.mark.parametrize("leaving", ["new", "undo"])
+def test_leaving_a_conversation_ends_its_answer_and_keeps_what_was_written(handlers: Handlers, leaving: str) -> None:
+    tab = Tab()
+    talk, stream = begun(handlers, tab)
+    written = tab.asked.so_far
+    if leaving == "new":
+        now, _, shelf, *_ = Conversations(handlers.live).new(tab, talk, ())
+        assert [entry.talk for entry in shelf] == [written]
+    else:
+        now, _, box = handlers.undo(tab, talk)
+        assert box["value"]["text"] == "What?"
+    assert list(stream) == []
+    assert handlers.live.get(talk.key) == written
+    assert handlers.settle(tab, now)[1] == messages(now) == []
+
+
+def test_two_tabs_on_one_conversation_do_not_wait_for_each_other(handlers: Handlers) -> None:
+    tab, other = Tab(), Tab()
+    talk, stream = begun(handlers, tab)
+    again, _, _ = handlers.send(message("Me too?"), other, talk, "run/tiny", *SHORT)
+    assert list(handlers.stream(other, again))
+    assert len(handlers.settle(other, again)[0].conversation.turns) == 2
+    assert list(stream)
+    assert len(handlers.settle(tab, talk)[0].conversation.turns) == 1
+
+
 def test_retry_answers_the_last_question_anew(handlers: Handlers) -> None:
     before = asked(handlers, "First?", "Second?")
-    talk, _, _ = last(handlers.retry(before, "run/tiny", 0.0, 1.0, 5, ""))
+    talk, _, _ = last(handlers, "retry", before, "run/tiny", 0.0, 1.0, 5, "")
     assert [turn.question for turn in talk.conversation.turns] == ["First?", "Second?"]
     assert talk.conversation.turns[1].answer != before.conversation.turns[1].answer  # shorter
     assert len(talk.notes) == 2
@@ -238,31 +326,31 @@ def test_retry_answers_the_last_question_anew(handlers: Handlers) -> None:
 def test_a_retry_that_fails_keeps_the_answer_there_was(handlers: Handlers) -> None:
     before = asked(handlers, "First?")
     with pytest.warns(UserWarning, match="error id"):
-        assert last(handlers.retry(before, "run/Faulty", *SHORT))[0] == before
+        assert last(handlers, "retry", before, "run/Faulty", *SHORT)[0] == before
 
 
 def test_undo_puts_question_and_pictures_back_into_the_box(handlers: Handlers, meme: str) -> None:
     before = asked(handlers, "First?")
-    talk, _, _ = last(handlers.send(message("And this?", meme), before, "run/tiny", *SHORT))
-    shorter, shown, box = handlers.undo(talk)
+    talk, _, _ = last(handlers, "send", message("And this?", meme), before, "run/tiny", *SHORT)
+    shorter, shown, box = handlers.undo(Tab(), talk)
     assert (shorter, len(shown), box["value"]["text"]) == (before, 2, "And this?")
     assert Image.open(box["value"]["files"][0]).getpixel((0, 0)) == (128, 0, 128)
 
 
 @pytest.mark.parametrize("nothing", ["retry", "undo"])
 def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing: str) -> None:
-    update = handlers.undo(Talk()) if nothing == "undo" else next(handlers.retry(Talk(), "run/tiny", *SHORT))
+    update = handlers.undo(Tab(), Talk()) if nothing == "undo" else handlers.retry(Tab(), Talk(), "run/tiny", *SHORT)
     assert update == page.UNCHANGED
 
 
 def test_an_example_is_one_click_away(handlers: Handlers) -> None:
-    talk, _, _ = last(handlers.example(SimpleNamespace(index=0), Talk(), "run/tiny", *SHORT))
+    talk, _, _ = last(handlers, "example", SimpleNamespace(index=0), Talk(), "run/tiny", *SHORT)
     assert (talk.conversation.turns[0].question, len(talk.conversation.pictures)) == ("What is the joke?", 1)
 
 
 @pytest.mark.parametrize("forged", [7, -1, "0", None, [0]])
 def test_an_example_that_is_not_there_is_ignored(handlers: Handlers, forged: Any) -> None:
-    assert list(handlers.example(SimpleNamespace(index=forged), Talk(), "run/tiny", *SHORT)) == [page.UNCHANGED]
+    assert handlers.example(SimpleNamespace(index=forged), Tab(), Talk(), "run/tiny", *SHORT) == page.UNCHANGED
 
 
 def test_examples_are_read_from_their_list_and_may_be_missing(tmp_path: Path) -> None:
@@ -332,21 +420,21 @@ def event(**data: Any) -> gr.EventData:
 def test_an_edited_question_is_asked_anew_with_its_pictures_and_the_talk_goes_on_from_there(
     handlers: Handlers, meme: str
 ) -> None:
-    talk, _, _ = last(handlers.send(message("What?", meme), Talk(), "run/tiny", *SHORT))
-    talk, _, _ = last(handlers.send(message("Why?"), talk, "run/tiny", *SHORT))
-    edited, _, _ = last(handlers.edit(event(turn=0, text="Who?"), talk, "run/tiny", *SHORT))
+    talk, _, _ = last(handlers, "send", message("What?", meme), Talk(), "run/tiny", *SHORT)
+    talk, _, _ = last(handlers, "send", message("Why?"), talk, "run/tiny", *SHORT)
+    edited, _, _ = last(handlers, "edit", event(turn=0, text="Who?"), talk, "run/tiny", *SHORT)
     assert [(turn.question, len(turn.images)) for turn in edited.conversation.turns] == [("Who?", 1)]
     assert len(edited.notes) == 1
 
 
 @pytest.mark.parametrize("forged", [{}, {"turn": 7, "text": "x"}, {"turn": "0", "text": "x"}, {"turn": 0, "text": 1}])
 def test_a_forged_edit_changes_nothing(handlers: Handlers, forged: dict[str, Any]) -> None:
-    assert list(handlers.edit(event(**forged), asked(handlers, "A?"), "run/tiny", *SHORT)) == [page.UNCHANGED]
+    assert handlers.edit(event(**forged), Tab(), asked(handlers, "A?"), "run/tiny", *SHORT) == page.UNCHANGED
 
 
 def test_an_answer_that_was_cut_goes_on(handlers: Handlers) -> None:
     before = asked(handlers, "First?")
-    talk, _, _ = last(handlers.resume(before, "run/tiny", *SHORT))
+    talk, _, _ = last(handlers, "resume", before, "run/tiny", *SHORT)
     begun, whole = before.conversation.turns[0].answer, talk.conversation.turns[0].answer
     assert whole.startswith(begun)
     assert len(whole) > len(begun)
@@ -355,26 +443,26 @@ def test_an_answer_that_was_cut_goes_on(handlers: Handlers) -> None:
 
 def test_a_question_of_one_click_is_about_the_picture_and_leaves_the_text(handlers: Handlers, meme: str) -> None:
     typed = message("not this", meme)
-    talk, _, box = last(handlers.quick("Describe it.", typed, Talk(), "run/tiny", *SHORT))
+    talk, _, box = last(handlers, "quick", "Describe it.", typed, Talk(), "run/tiny", *SHORT)
     assert (talk.conversation.turns[0].question, len(talk.conversation.pictures)) == ("Describe it.", 1)
     assert box["value"] == message("not this")
-    again, _, _ = last(handlers.quick("And the text?", None, talk, "run/tiny", *SHORT))
+    again, _, _ = last(handlers, "quick", "And the text?", None, talk, "run/tiny", *SHORT)
     assert len(again.conversation.turns) == 2
 
 
 def test_a_question_of_one_click_needs_a_picture(handlers: Handlers, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(handlers.quick("Describe it.", None, Talk(), "run/tiny", *SHORT)) == [page.UNCHANGED]
+    assert handlers.quick("Describe it.", None, Tab(), Talk(), "run/tiny", *SHORT) == page.UNCHANGED
     assert "Add a picture first" in capsys.readouterr().out
 
 
 def test_the_system_prompt_and_the_repetition_penalty_reach_the_model(handlers: Handlers) -> None:
     plain = asked(handlers, "What?").conversation.turns[0].answer
-    told, _, _ = last(handlers.send(message("What?"), Talk(), "run/tiny", *SHORT, 1.0, "Be brief."))
-    penalised, _, _ = last(handlers.send(message("What?"), Talk(), "run/tiny", *SHORT, 2.0, ""))
+    told, _, _ = last(handlers, "send", message("What?"), Talk(), "run/tiny", *SHORT, 1.0, "Be brief.")
+    penalised, _, _ = last(handlers, "send", message("What?"), Talk(), "run/tiny", *SHORT, 2.0, "")
     assert told.conversation.system == "Be brief."
     assert len({plain, told.conversation.turns[0].answer, penalised.conversation.turns[0].answer}) == 3
 
 
 def test_a_system_prompt_is_bounded(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="system prompt has 4,001 characters; the limit is 4,000"):
-        assert last(handlers.send(message("What?"), Talk(), "run/tiny", *SHORT, 1.0, "x" * 4_001))[0] == Talk()
+        assert last(handlers, "send", message("What?"), Talk(), "run/tiny", *SHORT, 1.0, "x" * 4_001)[0] == Talk()

@@ -10,6 +10,7 @@ from gradio.events import Dependency
 
 from llava_app.feedback import Feedback
 from llava_app.ui import settings
+from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, choices, status
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
@@ -68,15 +69,13 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, feedback: Feed
         clear = gr.Button("New chat", size="sm", elem_id="clear")
     bridge = gr.HTML("", html_template=EDITOR, js_on_load=_script("bridge.js"), elem_id="bridge")
     sheet = gr.HTML("", js_on_load=_script("viewer.js"), elem_id="viewer")
-    talk = gr.State(Talk())
-    answers = _connect_answers(handlers, window, box, bridge=bridge, quick=quick, inputs=[talk, model, *controls])
-    undo = _connect_undo(handlers, window, box, talk=talk, answers=answers)
+    tab, talk = gr.State(Tab()), gr.State(Talk())
+    settled = _connect_answers(handlers, window, box, bridge=bridge, quick=quick, inputs=[tab, talk, model, *controls])
     votes = _connect_votes(Verdicts(handlers.models, feedback), bridge, outputs=[talk, window], model=model)
-    settled = [event.then(handlers.settle, talk, [window, box], **EVENT) for event in [*answers, undo]]
     conversations = Conversations(handlers.live)
     changes = [*settled, *votes]
     connect_panel(
-        conversations, page, panel, talk=talk, window=window, clear=clear, changes=changes, answers=answers, how=EVENT
+        conversations, page, panel, tab=tab, talk=talk, window=window, clear=clear, changes=changes, how=EVENT
     )
     viewer = Viewer(handlers.models)
     _connect_viewer(viewer, sheet, box, bridge=bridge, talk=talk, model=model)
@@ -132,9 +131,13 @@ def _connect_answers(
     quick: Sequence[gr.Button],
     inputs: list[Any],
 ) -> list[Dependency]:
-    """The events that end in an answer, and Stop."""
-    outputs = [inputs[0], window, box]
-    answers = [
+    """The events of an answer, from the question to the settled page, and Stop; what follows them can note the change.
+
+    An answer is three events: ask, stream with the Chatbot alone, settle.
+    """
+    tab, talk, *_ = inputs
+    outputs = [talk, window, box]
+    asked = [
         box.submit(handlers.send, [box, *inputs], outputs, **EVENT),
         window.example_select(handlers.example, inputs, outputs, **EVENT),
         window.retry(handlers.retry, inputs, outputs, **EVENT),
@@ -145,15 +148,12 @@ def _connect_answers(
             for button, question in zip(quick, QUICK, strict=True)
         ),
     ]
-    box.stop(None, cancels=answers, **EVENT)
-    return answers
-
-
-def _connect_undo(
-    handlers: Handlers, window: gr.Chatbot, box: gr.MultimodalTextbox, *, talk: gr.State, answers: list[Dependency]
-) -> Dependency:
-    one_by_one = EVENT | {"concurrency_limit": 1, "trigger_mode": "multiple"}  # every click counts, in its turn
-    return window.undo(handlers.undo, talk, [talk, window, box], cancels=answers, **one_by_one)
+    always = EVENT | {"trigger_mode": "multiple"}  # also while the last one of its kind is still ending
+    streamed = [event.then(handlers.stream, [tab, talk], window, **always) for event in asked]
+    one_by_one = always | {"concurrency_limit": 1}  # every click counts, in its turn
+    undone = window.undo(handlers.undo, [tab, talk], outputs, **one_by_one)
+    box.stop(handlers.stop, tab, None, **EVENT)
+    return [event.then(handlers.settle, [tab, talk], outputs, **always) for event in [*streamed, undone]]
 
 
 def _connect_votes(votes: Verdicts, bridge: gr.HTML, *, outputs: list[Any], model: gr.Dropdown) -> list[Dependency]:

@@ -19,6 +19,7 @@ import gradio as gr
 from llava_app.archive import pack, unpack
 from llava_app.conversation import FINISHES, Conversation, Turn
 from llava_app.errors import DataError
+from llava_app.ui.asked import Tab
 from llava_app.ui.display import Notes, Talk, messages
 from llava_app.ui.handlers import MAX_CHARACTERS, explain
 from llava_app.ui.live import Live
@@ -66,16 +67,16 @@ class Conversations:
         shelf = _with(shelf, talk)
         return shelf, _listing(shelf, talk), {"current": talk.key, "kept": _stored(shelf[0])}
 
-    def new(self, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
+    def new(self, tab: Tab, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """Start anew. The conversation before it stays in the list."""
-        return self._shown(Talk(), _with(shelf, talk))
+        return self._shown(Talk(), _with(shelf, tab.leave(talk)))
 
-    def open(self, key: str | None, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
+    def open(self, key: str | None, tab: Tab, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """Show another conversation of the list."""
         chosen = [entry.talk for entry in shelf if entry.talk.key == key]
         if not chosen:
             return (gr.skip(),) * 5
-        return self._shown(self.live.get(chosen[0].key) or chosen[0], _with(shelf, talk))
+        return self._shown(self.live.get(chosen[0].key) or chosen[0], _with(shelf, tab.leave(talk)))
 
     def rename(self, title: str | None, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """Give the open conversation another title."""
@@ -87,8 +88,9 @@ class Conversations:
         shelf = (entry, *_without(shelf, talk))
         return shelf, _listing(shelf, talk), {"current": talk.key, "kept": _stored(entry)}
 
-    def delete(self, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
+    def delete(self, tab: Tab, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """Forget the open conversation, here and in the browser."""
+        tab.leave(talk)
         self.live.forget(talk.key)
         talk, gone, *shown = (Talk(), talk.key, *self._shown(Talk(), _without(shelf, talk)))
         return (*shown[:4], shown[4] | {"gone": gone})
@@ -98,11 +100,12 @@ class Conversations:
         if not talk.conversation.turns:
             gr.Info("There is nothing to export yet. Ask something first.")
             return gr.skip()
+        talk = self.live.get(talk.key) or talk  # with what an answer that is coming has written
         file = Path(tempfile.mkdtemp(prefix="llava-")) / "conversation.zip"
         file.write_bytes(pack(talk.conversation))
         return gr.update(value=str(file))
 
-    def take_in(self, file: str | None, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
+    def take_in(self, file: str | None, tab: Tab, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """Open a conversation from a zip file; the one before it stays in the list."""
         if not file:
             return (gr.skip(),) * 5
@@ -113,7 +116,7 @@ class Conversations:
             return (gr.skip(),) * 5
         taken = Talk(conversation, tuple(Notes() for _ in conversation.turns))
         self.live.put(taken)
-        return self._shown(taken, _with(_with(shelf, talk), taken))
+        return self._shown(taken, _with(_with(shelf, tab.leave(talk)), taken))
 
     def _shown(self, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """What it takes to show `talk`: talk, window, shelf, list, browser."""

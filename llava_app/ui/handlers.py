@@ -8,8 +8,7 @@ was, puts the question back into the box and says what to do.
 import html
 import logging
 import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from pathlib import Path
@@ -21,9 +20,9 @@ from gradio.utils import get_upload_folder
 
 from llava_app.chat import reply
 from llava_app.checkpoints import Card
-from llava_app.engine import Sampling
 from llava_app.errors import ContextError, ImageError, UserError
 from llava_app.images import open_image
+from llava_app.ui.asked import Asked, Tab
 from llava_app.ui.display import Talk, activity, choices, facts, messages, status
 from llava_app.ui.examples import Example
 from llava_app.ui.live import Live
@@ -33,11 +32,11 @@ from llava_app.ui.settings import Setting, read
 MAX_PICTURES = 8  # in one message
 MAX_CHARACTERS = 20_000  # in one question; far above any model's context, far below what stalls a tokenizer
 HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
-REDRAW = (0.025, 0.25)  # s: pieces that come within the first are shown together, and at most within the second
-DRAWING_SHARE = 0.2  # of the time that drawing may take, in which the model waits for Python
 
 Update = tuple[Any, Any, Any]  # the talk, the Chatbot's messages, the box
 UNCHANGED: Update = (gr.skip(), gr.skip(), gr.skip())
+FREE = {"submit_btn": True, "stop_btn": False}  # the box while nothing is answered
+BUSY = {"submit_btn": False, "stop_btn": True}
 
 logger = logging.getLogger(__name__)
 
@@ -51,79 +50,107 @@ class Handlers:
         self.live = Live()
 
     def send(
-        self, message: dict[str, Any] | None, talk: Talk, model: str | None, *settings: Setting
-    ) -> Iterator[Update]:
-        """Ask what is in the box and stream the answer."""
+        self, message: dict[str, Any] | None, tab: Tab, talk: Talk, model: str | None, *settings: Setting
+    ) -> Update:
+        """Ask what is in the box."""
         message = message or {}
         question, files = message.get("text") or "", message.get("files") or []
         if not question.strip() and not files:
             gr.Info("Type a question or add a picture, then send.")
-            yield UNCHANGED
-            return
+            return UNCHANGED
         box = {"text": question, "files": files}
-        yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings)
+        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings)
 
-    def example(self, chosen: gr.SelectData, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
+    def example(self, chosen: gr.SelectData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Ask the example that was clicked."""
         if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(self.examples):
-            yield UNCHANGED
-            return
+            return UNCHANGED
         question, files = self.examples[chosen.index].question, [str(self.examples[chosen.index].image)]
         box = {"text": question, "files": files}
-        yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings)
+        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings)
 
     def quick(
-        self, question: str, message: dict[str, Any] | None, talk: Talk, model: str | None, *settings: Setting
-    ) -> Iterator[Update]:
+        self, question: str, message: dict[str, Any] | None, tab: Tab, talk: Talk, model: str | None, *settings: Setting
+    ) -> Update:
         """Ask `question` about the pictures in the box, or about those of the conversation. The box keeps its text."""
         message = message or {}
         typed, files = message.get("text") or "", message.get("files") or []
         if not files and not talk.conversation.pictures:
             gr.Info("Add a picture first: drop it anywhere, or paste it.")
-            yield UNCHANGED
-            return
+            return UNCHANGED
         box = {"text": typed, "files": files}
-        yield from self._answer(lambda: _ask(talk, question, files), talk, box, model, settings, left=typed)
+        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings, left=typed)
 
-    def edit(self, edited: gr.EventData, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
+    def edit(self, edited: gr.EventData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Ask an earlier question anew, in other words and with its pictures; the conversation goes on from there."""
         turn, question = edited._data.get("turn"), edited._data.get("text")
         turns = talk.conversation.turns
         if not _is_index(turn, turns) or not isinstance(question, str):
-            yield UNCHANGED
-            return
+            return UNCHANGED
         if not question.strip() and not turns[turn].images:
             gr.Info("Type a question.")
-            yield UNCHANGED
-            return
-        yield from self._answer(lambda: talk.edit(turn, _bounded(question)), talk, None, model, settings)
+            return UNCHANGED
+        return _open(lambda before: before.edit(turn, _bounded(question)), tab, talk, None, model, settings)
 
-    def resume(self, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
+    def resume(self, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Go on with the last answer, where it was cut."""
         if not talk.conversation.turns or not talk.conversation.turns[-1].answer:
-            yield UNCHANGED
-            return
-        yield from self._answer(talk.resume, talk, None, model, settings)
+            return UNCHANGED
+        return _open(Talk.resume, tab, talk, None, model, settings)
 
-    def retry(self, talk: Talk, model: str | None, *settings: Setting) -> Iterator[Update]:
+    def retry(self, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Answer the last question anew."""
         if not talk.conversation.turns:
-            yield UNCHANGED
-            return
-        yield from self._answer(talk.retry, talk, None, model, settings)
+            return UNCHANGED
+        return _open(Talk.retry, tab, talk, None, model, settings)
 
-    def undo(self, talk: Talk) -> Update:
-        """Take the last question back into the box, with its pictures."""
+    def stream(self, tab: Tab, talk: Talk) -> Iterator[Any]:
+        """The Chatbot's messages while what was asked in this tab is answered. When that fails, the conversation is as
+        it was before the question."""
+        asked = tab.begin(talk)
+        if asked is None:
+            yield gr.skip()  # a generator without a value would empty the window
+            return
+        earlier = messages(asked.so_far)[:-2]
+        try:
+            with closing(self._pieces(asked)) as pieces:
+                for so_far, phase in pieces:
+                    if not tab.wants(asked):
+                        break
+                    asked.so_far = so_far
+                    self.live.put(so_far)
+                    yield messages(so_far, phase, earlier)
+        except Exception as error:
+            asked.fail()
+            self.live.put(asked.before)
+            gr.Warning(html.escape(explain(error)), duration=20)
+        finally:
+            asked.is_over = True
+
+    def stop(self, tab: Tab) -> None:
+        """End the answer of this tab within one piece."""
+        tab.stop()
+
+    def settle(self, tab: Tab, talk: Talk) -> Update:
+        """The page once an answer ended, failed or was stopped; nothing changes while another one is to come."""
+        asked = tab.asked
+        if asked is None:
+            return gr.skip(), messages(talk), gr.update(**FREE)
+        if not asked.is_over:
+            return UNCHANGED
+        restored = {"value": asked.box} if asked.has_failed and asked.box is not None else {}
+        now = tab.leave(talk)
+        return now, messages(now), gr.update(**restored, **FREE)
+
+    def undo(self, tab: Tab, talk: Talk) -> Update:
+        """Take the last question back into the box, with its pictures; an answer that is coming ends."""
+        talk = tab.leave(talk)
         if not talk.conversation.turns:
             return UNCHANGED
         turn = talk.conversation.turns[-1]
         files = [save_pil_to_cache(picture.image, get_upload_folder(), "picture", "png") for picture in turn.images]
         shorter = talk.undo()
         return shorter, messages(shorter), gr.update(value={"text": turn.question, "files": files})
-
-    def settle(self, talk: Talk) -> tuple[Any, Any]:
-        """Chatbot and box once nothing is being answered: the answer ended, failed or was stopped."""
-        return messages(talk), gr.update(submit_btn=True, stop_btn=False)
 
     def greet(self, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         """Model list and status for a new tab, as soon as it is known which model to start with: the one that the
@@ -178,48 +205,18 @@ class Handlers:
         snapshot = engine.snapshot() if engine else None
         return activity(snapshot) if snapshot else ""
 
-    def _answer(
-        self,
-        ask: Callable[[], Talk],
-        before: Talk,
-        box: dict[str, Any] | None,
-        model: str | None,
-        settings: Sequence[Setting],
-        *,
-        left: str = "",
-    ) -> Iterator[Update]:
-        """Stream the answer to the talk that `ask` opens, with the text `left` in the box. When that fails: back to
-        `before`, and the box as it was."""
-        try:
-            how = read(*settings)
-            talk = ask().under(how.system)
-            shown = messages(talk.cut(), "reading")
-            earlier = messages(talk.cut())[:-2]
-            yield talk.cut(), shown, _busy(None if box is None else left)
-            for so_far, phase in self._stream(talk, model, how.sampling):
-                self.live.put(so_far)
-                yield so_far, messages(so_far, phase, earlier), gr.skip()
-        except Exception as error:
-            self.live.put(before)
-            gr.Warning(html.escape(explain(error)), duration=20)
-            yield before, messages(before), gr.skip() if box is None else gr.update(value=box)
-
-    def _stream(self, talk: Talk, model: str | None, sampling: Sampling) -> Iterator[tuple[Talk, str | None]]:
+    def _pieces(self, asked: Asked) -> Generator[tuple[Talk, str | None], None, None]:
         """The talk so far and what its answer is doing; None at the end."""
+        talk, model = asked.talk, asked.model
         if not model:
             yield from _until(self.models.first, talk, "Starting …")
             model = self.models.first.result()
         card = self.models.card(model)
         with self.models.lend(card) as ready:
             yield from _until(ready, talk, f"Loading {card.name} …")
-            with closing(reply(ready.result().engine, talk.conversation, sampling)) as answer:
-                next_at, phase = 0.0, None
+            with closing(reply(ready.result().engine, talk.conversation, asked.sampling)) as answer:
                 for progress in answer:
-                    if progress.phase == phase and time.monotonic() < next_at:
-                        continue
-                    drawn_at, phase = time.monotonic(), progress.phase
-                    yield talk.advance(progress), None if phase == "done" else phase
-                    next_at = drawn_at + _pause(time.monotonic() - drawn_at)
+                    yield talk.advance(progress), None if progress.phase == "done" else progress.phase
 
 
 def _named(name: str | None, cards: dict[str, Card]) -> str | None:
@@ -227,16 +224,37 @@ def _named(name: str | None, cards: dict[str, Card]) -> str | None:
     return next((key for key, card in cards.items() if name in (key, card.name)), None)
 
 
-def _pause(drawing: float) -> float:
-    """Seconds from one drawing to the next, when one takes so long: longer for many people than for one."""
-    shortest, longest = REDRAW
-    return min(max(shortest, drawing / DRAWING_SHARE), longest)
-
-
 def _until(future: Future[Any], talk: Talk, phase: str) -> Iterator[tuple[Talk, str]]:
     while not future.done():
         yield talk.cut(), phase
         wait([future], timeout=HEARTBEAT)
+
+
+def _open(
+    reopen: Callable[[Talk], Talk],
+    tab: Tab,
+    talk: Talk,
+    box: dict[str, Any] | None,
+    model: str | None,
+    settings: Sequence[Setting],
+    *,
+    left: str = "",
+) -> Update:
+    """Leave the talk that `reopen` makes of this one for `stream`, and show that, with the text `left` in the box. When
+    that fails: everything as it was, and `box` in the box."""
+    if tab.is_answering:
+        gr.Info("Wait for the answer, or stop it.")
+        return UNCHANGED
+    before = tab.leave(talk)
+    try:
+        how = read(*settings)
+        opened = reopen(before).under(how.system)
+    except Exception as error:
+        gr.Warning(html.escape(explain(error)), duration=20)
+        return before, messages(before), gr.skip() if box is None else gr.update(value=box)
+    shown = opened.cut()
+    tab.asked = Asked(opened, before, box, model, how.sampling, so_far=shown)
+    return shown, messages(shown, "reading"), _busy(None if box is None else left)
 
 
 def _ask(talk: Talk, question: str, files: Sequence[str]) -> Talk:
@@ -266,8 +284,8 @@ def _busy(left: str | None) -> Any:
     """The box while an answer comes: a Stop button in place of Send, and free for the next question, which begins with
     the text that is left in it; None leaves it as it is."""
     if left is None:
-        return gr.update(submit_btn=False, stop_btn=True)
-    return gr.update(value={"text": left, "files": []} if left else None, submit_btn=False, stop_btn=True)
+        return gr.update(**BUSY)
+    return gr.update(value={"text": left, "files": []} if left else None, **BUSY)
 
 
 def explain(error: Exception) -> str:

@@ -57,11 +57,11 @@ def connect_panel(
     page: gr.Blocks,
     panel: Panel,
     *,
+    tab: gr.State,
     talk: gr.State,
     window: gr.Chatbot,
     clear: gr.Button,
     changes: list[Dependency],
-    answers: list[Dependency],
     how: dict[str, Any],
 ) -> None:
     """Connect the panel, and note every change of the conversation; leaving one ends its answer."""
@@ -72,11 +72,11 @@ def connect_panel(
     page.load(conversations.restore, keeper, shown, js=STORED, **how)
     for change in changes:
         change.then(conversations.keep, [talk, shelf], noted, **how)
-    leaving = how | {"cancels": answers}
-    gr.on([panel.new.click, clear.click], conversations.new, [talk, shelf], shown, **leaving)
-    panel.listing.input(conversations.open, [panel.listing, talk, shelf], shown, **leaving)
-    panel.delete.click(conversations.delete, [talk, shelf], shown, **leaving)
-    panel.take_in.upload(conversations.take_in, [panel.take_in, talk, shelf], shown, **leaving)
+    left = [tab, talk, shelf]
+    gr.on([panel.new.click, clear.click], conversations.new, left, shown, **how)
+    panel.listing.input(conversations.open, [panel.listing, *left], shown, **how)
+    panel.delete.click(conversations.delete, left, shown, **how)
+    panel.take_in.upload(conversations.take_in, [panel.take_in, *left], shown, **how)
     renamed = panel.title.submit(conversations.rename, [panel.title, talk, shelf], noted, **how)
     renamed.then(None, None, panel.title, js="() => ''", **how)
     exported = panel.export.click(conversations.export, talk, panel.download, **how)

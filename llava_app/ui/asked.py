@@ -1,0 +1,66 @@
+"""What one tab of the page is waiting for: a question, and its answer as it grows.
+
+It lies in a gr.State of the tab and is changed in place. The event that streams an answer has the Chatbot as its only
+output, because Gradio builds and describes every other output anew with each piece; the rest waits here until the end.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llava_app.engine import Sampling
+from llava_app.ui.display import Talk
+
+
+@dataclass
+class Asked:
+    """A question that is to be answered, and how far that has come."""
+
+    talk: Talk  # with its last turn open
+    before: Talk  # what to go back to when it fails
+    box: dict[str, Any] | None  # what to put back into the box then; None leaves the box alone
+    model: str | None
+    sampling: Sampling
+    so_far: Talk  # what to keep if nothing more came
+    is_begun: bool = False
+    is_stopped: bool = False
+    is_over: bool = False
+    has_failed: bool = False
+
+    def fail(self) -> None:
+        """Go back to what was before the question."""
+        self.so_far, self.has_failed = self.before, True
+
+
+class Tab:
+    """At most one question at a time. Whoever takes it away (another conversation, undo) thereby ends its answer."""
+
+    def __init__(self) -> None:
+        self.asked: Asked | None = None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer is coming that nobody stopped."""
+        asked = self.asked
+        return asked is not None and asked.is_begun and not asked.is_over and not asked.is_stopped
+
+    def begin(self, talk: Talk) -> Asked | None:
+        """The question to answer now, if `talk`, which the tab shows, is where it was asked."""
+        asked = self.asked
+        if asked is None or asked.is_begun or asked.so_far != talk:
+            return None
+        asked.is_begun = True
+        return asked
+
+    def wants(self, asked: Asked) -> bool:
+        """Whether the answer to `asked` is still waited for."""
+        return self.asked is asked and not asked.is_stopped
+
+    def stop(self) -> None:
+        """End the answer; what was written stays."""
+        if self.asked:
+            self.asked.is_stopped = True
+
+    def leave(self, talk: Talk) -> Talk:
+        """Wait for nothing any more; `talk`, which the tab shows, with what was written."""
+        asked, self.asked = self.asked, None
+        return asked.so_far if asked and asked.so_far.key == talk.key else talk
