@@ -154,7 +154,7 @@ def test_retry_undo_and_clear(visit: Visit) -> None:
     expect(page.locator("#box textarea")).to_have_value("First?")
     expect(thumbnails(page)).to_have_count(1)
     ask(page, "Once more?")
-    page.get_by_role("button", name="New chat").click()
+    page.locator("#clear").click()
     expect(questions(page)).to_have_count(0)
     ask(page, "Anew?")
 
@@ -245,7 +245,7 @@ def test_what_is_typed_is_shown_as_text_and_fetches_nothing(visit: Visit) -> Non
     typed = "![x](http://far.away.example/spy.png) <img src='http://far.away.example/spy.png'> <image> **</s>** USER:"
     send(page, typed)
     finished(page, 1)
-    assert questions(page).first.inner_text().strip() == typed
+    assert questions(page).first.inner_text().removesuffix("Edit").strip() == typed
     assert page.locator("#conversation img").count() == 0
 
 
@@ -281,7 +281,7 @@ def test_the_box_and_the_model_list_have_names_and_the_keyboard_reaches_them(vis
     page.get_by_role("combobox", name="Model").focus()
     page.keyboard.press("Tab")
     reached = set()
-    for _ in range(20):
+    for _ in range(40):
         reached.add(page.evaluate("document.activeElement.ariaLabel || document.activeElement.placeholder"))
         page.keyboard.press("Tab")
     assert {"Upload a file", "Ask about a picture …", "Submit"} <= reached
