@@ -141,6 +141,15 @@ def test_a_conversation_is_renamed_and_keeps_its_title(conversations: Conversati
     assert listed(Conversations(Live()).restore(browser.stored())[3]) == ["My meme"]
 
 
+def test_one_that_was_only_opened_is_renamed_and_no_other(conversations: Conversations) -> None:
+    older, newer = talk("Older?"), talk("Newer?")
+    browser, shelf = kept(conversations, older, newer)
+    _, listing, told = conversations.rename("Mine", older, shelf)
+    browser.told(told)
+    assert sorted(listed(listing)) == ["Mine", "Newer?"]
+    assert sorted(listed(Conversations(Live()).restore(browser.stored())[3])) == ["Mine", "Newer?"]
+
+
 def test_a_deleted_conversation_is_gone_everywhere(conversations: Conversations) -> None:
     one, other = talk("One?"), talk("Other?")
     browser, shelf = kept(conversations, one, other)

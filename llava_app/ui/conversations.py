@@ -65,7 +65,7 @@ class Conversations:
             return shelf, _listing(shelf, talk), {"current": talk.key}
         self.live.put(talk)
         shelf = _with(shelf, talk)
-        return shelf, _listing(shelf, talk), {"current": talk.key, "kept": _stored(shelf[0])}
+        return shelf, _listing(shelf, talk), {"current": talk.key, "kept": _stored(_entry(shelf, talk))}
 
     def new(self, tab: Tab, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """Start anew. The conversation before it stays in the list."""
@@ -84,7 +84,7 @@ class Conversations:
         if not title or not talk.conversation.turns:
             gr.Info("Ask something first, then type a title.")
             return gr.skip(), gr.skip(), gr.skip()
-        entry = replace(_with(shelf, talk)[0], title=title)
+        entry = replace(_entry(_with(shelf, talk), talk), title=title)
         shelf = (entry, *_without(shelf, talk))
         return shelf, _listing(shelf, talk), {"current": talk.key, "kept": _stored(entry)}
 
@@ -149,6 +149,11 @@ def _with(shelf: Shelf, talk: Talk) -> Shelf:
         return shelf
     title = before[0].title if before else _title(talk)
     return (Entry(title, talk, time.time()), *_without(shelf, talk))[:MOST_TALKS]
+
+
+def _entry(shelf: Shelf, talk: Talk) -> Entry:
+    """The one of `talk`, wherever it stands: one that was only opened stays in its place."""
+    return next(entry for entry in shelf if entry.talk.key == talk.key)
 
 
 def _without(shelf: Shelf, talk: Talk) -> Shelf:
