@@ -121,6 +121,7 @@ class Person:
         """Ask greedily and read to the end; seconds until the first text of the answer."""
         begun = time.perf_counter()
         data = [{"text": question, "files": []}, None, None, "run/endless", 0, 1, tokens, ""]
+        data += [None] * (self._inputs[self._chain[0]] - len(data))  # settings that stay as they are
         first = None
         for event in self._chain:
             shown = self._run(event, data if event == self._chain[0] else [None] * self._inputs[event])
