@@ -65,7 +65,7 @@ class Conversations:
             return shelf, _listing(shelf, talk), {"current": talk.key}
         self.live.put(talk)
         shelf = _with(shelf, talk)
-        return shelf, _listing(shelf, talk), {"current": talk.key, "kept": _stored(_entry(shelf, talk))}
+        return shelf, _listing(shelf, talk), {"current": talk.key, "kept": _stored(_own(shelf, talk))}
 
     def new(self, tab: Tab, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """Start anew. The conversation before it stays in the list."""
@@ -84,7 +84,7 @@ class Conversations:
         if not title or not talk.conversation.turns:
             gr.Info("Ask something first, then type a title.")
             return gr.skip(), gr.skip(), gr.skip()
-        entry = replace(_entry(_with(shelf, talk), talk), title=title)
+        entry = replace(_own(_with(shelf, talk), talk), title=title)
         shelf = (entry, *_without(shelf, talk))
         return shelf, _listing(shelf, talk), {"current": talk.key, "kept": _stored(entry)}
 
@@ -151,7 +151,7 @@ def _with(shelf: Shelf, talk: Talk) -> Shelf:
     return (Entry(title, talk, time.time()), *_without(shelf, talk))[:MOST_TALKS]
 
 
-def _entry(shelf: Shelf, talk: Talk) -> Entry:
+def _own(shelf: Shelf, talk: Talk) -> Entry:
     """The one of `talk`, wherever it stands: one that was only opened stays in its place."""
     return next(entry for entry in shelf if entry.talk.key == talk.key)
 

@@ -13,10 +13,10 @@ from tests.fixtures_model import byte_tokenizer, tiny_config
 def write_endless_model(folder: Path) -> None:
     """Random weights under a head that knows sixteen letters: a random direction or its opposite for each.
 
-    One of them is always far likelier than the end token, which has none. 96 layers take milliseconds for a token.
+    One of them is always far likelier than the end token, which has none. 192 layers take milliseconds for a token.
     """
     config = tiny_config()
-    config.text_config.num_hidden_layers = 96
+    config.text_config.num_hidden_layers = 192
     config.text_config.max_position_embeddings = 4096
     with torch.random.fork_rng():
         torch.manual_seed(0)
