@@ -120,8 +120,8 @@ class Person:
     def ask(self, tokens: int, question: str = QUESTION) -> float:
         """Ask greedily and read to the end; seconds until the first text of the answer."""
         begun = time.perf_counter()
-        data = [{"text": question, "files": []}, None, None, "run/endless", 0, 1, tokens, ""]
-        data += [None] * (self._inputs[self._chain[0]] - len(data))  # settings that stay as they are
+        settings = [0, 1, tokens, "", 1, ""]  # as `ui.settings.read` takes them
+        data = [{"text": question, "files": []}, None, None, "run/endless", *settings]
         first = None
         for event in self._chain:
             shown = self._run(event, data if event == self._chain[0] else [None] * self._inputs[event])
