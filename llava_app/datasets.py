@@ -6,18 +6,16 @@ The process is `python -m finetune generate --json`; what its folder holds is sa
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_app.commands import ROOT, Background, told, without_folders
 from llava_app.errors import DataError
 
-ROOT = Path(__file__).parents[1]
 VERDICTS = ("accept", "edit", "reject")
 PREVIEW_SECONDS = 60
 
@@ -70,12 +68,11 @@ class DataSet:
             raise DataError(f"The name {name!r:.40} is no folder name. Give letters, digits, dots, dashes.")
         self.name = name
         self.path = (parent / name).absolute()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._writing = Background()
 
     def preview(self, order: Order) -> str:
         """The exact prompts for the first picture, and what all of them would cost. Raises DataError."""
-        command = self._command([*order.arguments(), "--dry-run"])
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PREVIEW_SECONDS, check=False)
+        done = self._run([*order.arguments(), "--dry-run"])
         if done.returncode:
             raise DataError(self._shown(done.stderr))
         return _first_picture(done.stdout)
@@ -86,20 +83,16 @@ class DataSet:
         if self.is_running:
             raise DataError(f"{self.name} is being written already. Stop it first, or give another name.")
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "progress.jsonl").open("wb") as progress, (self.path / "problem.txt").open("wb") as problem:
-            command = self._command([*arguments, "--json"])
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, stdout=progress, stderr=problem, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        command = self._command([*arguments, "--json"])
+        self._writing.start(command, out=self.path / "progress.jsonl", problems=self.path / "problem.txt")
 
     def stop(self) -> None:
         """Ask the process to end; what was answered is kept."""
-        if self._process and self.is_running:
-            self._process.send_signal(signal.SIGINT)
+        self._writing.stop()
 
     @property
     def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._writing.is_running
 
     def progress(self) -> dict[str, Any]:
         """The last line that the process said: counts while it runs, its report at the end; {} before."""
@@ -140,8 +133,7 @@ class DataSet:
 
     def export(self) -> Path:
         """Write the records again, with the reviews; returns the file. Raises DataError."""
-        command = self._command(["--export", "--json"])
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PREVIEW_SECONDS, check=False)
+        done = self._run(["--export", "--json"])
         records = self.path / "records.json"
         if not records.exists():
             raise DataError(self._shown(done.stderr))
@@ -152,7 +144,12 @@ class DataSet:
         return self.path / "reviews.jsonl"
 
     def _command(self, arguments: list[str]) -> list[str]:
-        return [sys.executable, "-m", "finetune", "generate", *arguments, f"--out={self.path}"]
+        return ["generate", *arguments, f"--out={self.path}"]
+
+    def _run(self, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        """A command that answers soon."""
+        command = told(self._command(arguments))
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PREVIEW_SECONDS, check=False)
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         return json.loads(_text(self.path / f"{name}.json") or "[]")
@@ -160,7 +157,7 @@ class DataSet:
     def _shown(self, complaint: str) -> str:
         """The last line of a complaint; of paths only the last name."""
         lines = complaint.strip().splitlines() or [""]
-        return re.sub(r"(?:/[\w.@+-]+)+/", "", lines[-1])
+        return without_folders(lines[-1])
 
 
 def summary(items: Sequence[Item]) -> str:

@@ -3,15 +3,13 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava_app.commands import Background, without_folders
 from llava_app.errors import BusyError, DataError
 
 EVALUATIONS = Path("evaluations")
-ROOT = Path(__file__).parents[1]
 SUITES = ("vibes", "memeworld", "scienceqa", "pope", "textvqa", "llava-bench-coco", "llava-bench-wild")
 
 
@@ -50,7 +48,7 @@ class Evaluation:
 
     def __init__(self, folder: Path = EVALUATIONS) -> None:
         self.folder = folder.absolute()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._command = Background()
 
     def start(self, order: Order) -> None:
         """Begin, or go on from the answers that are there. Raises BusyError while another one runs, DataError."""
@@ -58,20 +56,15 @@ class Evaluation:
         if self.is_running:
             raise BusyError("An evaluation is running already. Wait for it, or stop it.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "finetune", "evaluate", *arguments, f"--root={self.folder}"]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        self._command.start(["evaluate", *arguments, f"--root={self.folder}"], out=self._log)
 
     def stop(self) -> None:
         """Ask the process to end; what was answered is kept."""
-        if self._process and self.is_running:
-            self._process.send_signal(signal.SIGINT)
+        self._command.stop()
 
     @property
     def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._command.is_running
 
     def progress(self) -> str:
         """How far it is: "12 of 90 questions"; before the first one, that the model loads."""
@@ -81,11 +74,11 @@ class Evaluation:
     def outcome(self) -> str:
         """How it ended. Raises DataError with its last words, without paths, when it failed."""
         lines = [line for line in re.split(r"[\r\n]+", self._said()) if line.strip()] or [""]
-        if self._process is None or self._process.returncode == 0:
+        if not self._command.exit_code:
             return "Done."
-        if self._process.returncode in (130, -signal.SIGINT):
+        if self._command.exit_code in (130, -signal.SIGINT):
             return "Stopped. The answers are kept; the same order goes on from them."
-        raise DataError(re.sub(r"(?:/[\w.@+-]+)+/", "", lines[-1]))
+        raise DataError(without_folders(lines[-1]))
 
     def reports(self) -> list[Report]:
         """The newest first."""

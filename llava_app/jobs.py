@@ -26,9 +26,9 @@ from typing import Any, TextIO
 import psutil
 
 from llava_app.checkpoints import CARD_NAME
+from llava_app.commands import ROOT, told, without_folders
 from llava_app.errors import TrainingError
 
-ROOT = Path(__file__).parents[1]
 LOOK = 0.5  # s between two looks at the jobs ahead
 SAME_START = 10.0  # s; psutil reckons a start from the system's clock, which may be set
 INTERRUPTED = 130  # what finetune returns after SIGTERM, its state saved
@@ -185,16 +185,6 @@ def ahead(job: Job) -> list[Job]:
 def short(path: Path) -> str:
     """A path for the command line, which runs in ROOT."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def told(command: Command) -> list[str]:
-    """A command as it runs here."""
-    return [sys.executable, "-m", "finetune", *command]
-
-
-def without_folders(text: str) -> str:
-    """Of every path only the last name: where things lie is nobody's business on a page."""
-    return re.sub(r"(?:/[^\s/:'\"]+)+/(?=[^\s/])", "", text)
 
 
 def _all(file: TextIO) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llava_app.jobs import without_folders
+from llava_app.commands import without_folders
 
 SMOOTHING = 0.9  # share of what was before, at each step
 RECENT = 50  # steps that the time left is reckoned from

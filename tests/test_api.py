@@ -1,4 +1,3 @@
-import asyncio
 import base64
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,6 +17,7 @@ from llava_app.errors import ContextError, DataError, ImageError, UserError
 from llava_app.ui import api
 from llava_app.ui.api import Programs, read_history, read_pictures, read_settings
 from llava_app.ui.models import Models
+from tests.loops import run
 from tests.serving import ROOT, serving
 
 MEME = ROOT / "examples" / "memes" / "big-dog.png"
@@ -75,7 +75,7 @@ def test_the_same_is_a_tool_for_other_programs(address: str) -> None:
             names = [tool.name for tool in (await session.list_tools()).tools]
             return names, await session.call_tool("ask", arguments)
 
-    names, result = asyncio.run(use())
+    names, result = run(use())
     assert names == ["ask"]
     assert JOKE in result.content[0].text
 

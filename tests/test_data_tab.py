@@ -92,11 +92,11 @@ def test_a_running_generation_can_be_stopped_and_goes_on(tmp_path: Path) -> None
     while "done" not in data.progress():
         assert data.is_running, data.problem()
     data.stop()
-    data._process.wait()
+    data._writing._process.wait()
     left = data.progress()["missing"]
     assert 0 < left < 150
     data.start(order)
-    data._process.wait()
+    data._writing._process.wait()
     assert data.progress()["missing"] == 0
 
 

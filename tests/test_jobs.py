@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from llava_app.checkpoints import read_card
+from llava_app.commands import without_folders
 from llava_app.errors import TrainingError
-from llava_app.jobs import Job, Jobs, ask, without_folders
+from llava_app.jobs import Job, Jobs, ask
 from tests.fixtures_model import write_tiny_model
 
 PATIENCE = 240  # s, for a machine that is busy with other things

@@ -1,6 +1,5 @@
 """The Train tab without a browser."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from llava_app.ui.curves import LINES, answers, loss_curve, rate_curve
 from llava_app.ui.models import Models, load_locally
 from llava_app.ui.page import build
 from llava_app.ui.training import FIELDS, Training
+from tests.loops import run
 from tests.test_progress import write
 
 
@@ -94,5 +94,5 @@ def test_a_public_page_has_no_event_that_trains(models: Models, tmp_path: Path) 
         page = build(models, tmp_path, public=public)
         return {type(event.fn.__self__).__name__ for event in page.fns.values() if hasattr(event.fn, "__self__")}
 
-    assert "Training" in asyncio.run(handlers(public=False))
-    assert "Training" not in asyncio.run(handlers(public=True))
+    assert "Training" in run(handlers(public=False))
+    assert "Training" not in run(handlers(public=True))

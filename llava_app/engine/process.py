@@ -15,6 +15,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -39,6 +40,14 @@ ENDED = (
 )
 
 logger = logging.getLogger(__name__)
+
+
+class EndedError(ModelError):
+    """The models' process has ended, by itself or by the system's hand."""
+
+    def __init__(self) -> None:
+        super().__init__(ENDED)
+
 
 # The page's side
 
@@ -113,11 +122,14 @@ class ProcessEngine:
 
     def snapshot(self) -> Snapshot | None:
         """What the engine is doing now; None while its process is gone."""
-        return None if self._line.dead else self._line.call("snapshot", self._number)
+        try:
+            return self._line.call("snapshot", self._number)
+        except EndedError:
+            return None
 
     def close(self) -> None:
-        """End running and waiting answers, and give the model's memory back."""
-        if not self._line.dead:
+        """End running and waiting answers, and give the model's memory back, which a process that has ended has."""
+        with suppress(EndedError):
             self._line.call("close", self._number)
 
 
@@ -155,19 +167,22 @@ class _Line:
         with self._lock:
             number = next(self._numbers)
             self._waiting[number] = arrivals
-            try:
-                self._connection.send((number, verb, arguments))
-            except OSError:
-                self.dead = True
+            self._post(number, verb, arguments)
             if self.dead:
-                arrivals.put(ModelError(ENDED))
+                arrivals.put(EndedError())
         return number, arrivals
 
     def forget(self, number: int) -> None:
         """Nobody waits for this any more; the other side stops with it."""
         with self._lock:
-            if self._waiting.pop(number, None) and not self.dead:
-                self._connection.send((number, "stop", ()))
+            if self._waiting.pop(number, None):
+                self._post(number, "stop", ())
+
+    def _post(self, number: int, verb: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            self._connection.send((number, verb, arguments))
+        except OSError:
+            self.dead = True
 
     def _read(self) -> None:
         while True:
@@ -181,7 +196,7 @@ class _Line:
         with self._lock:
             self.dead = True
             for arrivals in self._waiting.values():
-                arrivals.put(ModelError(ENDED))
+                arrivals.put(EndedError())
 
 
 # The models' side

@@ -15,9 +15,10 @@ from typing import Any
 import gradio as gr
 import yaml
 
+from llava_app.commands import ROOT
 from llava_app.errors import ImageError, RecipeError, UserError
 from llava_app.images import open_image
-from llava_app.jobs import ROOT, Command, Job, Jobs, ask, short
+from llava_app.jobs import Command, Job, Jobs, ask, short
 from llava_app.ui.curves import LINES, run_view
 from llava_app.ui.display import choices, status
 from llava_app.ui.models import Models
