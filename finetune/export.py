@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
-from peft.tuners.lora import LoraLayer
 from PIL import Image
-from transformers import LlavaForConditionalGeneration
 
 from finetune.checkpoint import save_model, stored_dtype
-from llava_app.adapters import base_of
+from llava_app.adapters import base_of, merge
 from llava_app.checkpoints import Card, read_card, write_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError, TrainingError
@@ -58,17 +56,6 @@ def export(run: Path, out: Path) -> Card:
     (out / "README.md").write_text(model_card(merged, _curve(run), equal=equal, dtype=dtype), encoding="utf-8")
     write_card(out, merged)  # again: it holds the hashes of all files
     return merged
-
-
-def merge(model: LlavaForConditionalGeneration) -> None:
-    """Add the adapters to the weights beside them and take them away, so that the model is a plain one again."""
-    for name, layer in [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]:
-        layer.merge()
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-        model._hf_peft_config_loaded = False
 
 
 def push(folder: Path, repository: str) -> str:

@@ -1,8 +1,10 @@
 """From a card to a model that can answer: the only `from_pretrained` and the only quantisation settings."""
 
+import gc
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -12,16 +14,26 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
 
-from llava_app.adapters import attach, base_of, check_base
+from llava_app.adapters import adapted, base_of, check_base
 from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, built_in, read_card
+from llava_app.engine.weights import Weights
 from llava_app.errors import ModelError
-from llava_app.memory import CLASSES, UNQUANTISED, Plan, comfortable, free_bytes, make_plan, need, published_config
+from llava_app.memory import (
+    CLASSES,
+    Plan,
+    comfortable,
+    free_bytes,
+    give_back,
+    make_plan,
+    need,
+    published_config,
+)
+from llava_app.precision import best_device, choose_precision, quantisation
 from llava_app.presets import PRESETS, Preset
 from llava_app.processors import load_processor, make_processor, template_note
 from llava_app.prompts import prepare
@@ -30,13 +42,8 @@ __all__ = ["Loaded", "default_card", "load", "make_processor"]
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
-
 BIG, LIGHT = "LLaVA-1.5-7B", "LLaVA-OneVision-0.5B"  # for a GPU, and for a computer without one
 
-# Weights on disk below which a model counts as small: fewer bits on a GPU only cost conversions, a second CPU thread
-# only costs handing over.
-SMALL_BYTES = 200e6
 # Tokens per second of a language model of 551 million parameters in bfloat16, measured on 2 CPU cores with AMX.
 LIGHT_SPEED = 20
 
@@ -50,15 +57,45 @@ class Loaded:
 
     card: Card
     model: PreTrainedModel
+    weights: Weights  # which the model shares with others of its base
     processor: ProcessorMixin
     device: torch.device
-    precision: str  # one of PRECISIONS, never "auto"
+    precision: str  # one of `precision.PRECISIONS`, never "auto"
     why: str  # one sentence for the page: which precision on which device, and the reason
     plan: Plan  # what the engine may keep in memory
 
 
-def load(card: Card, precision: str = "auto", *, share: float = 1.0) -> Loaded:
+class Shelf:
+    """Weights that are on the device now: those that an engine uses, and the last ones, for who wants them again.
+
+    A model and adapters of it are made of the same weights, whichever comes first.
+    """
+
+    def __init__(self) -> None:
+        self._used: WeakValueDictionary[tuple[Path, str, int], Weights] = WeakValueDictionary()
+        self._last: Weights | None = None
+
+    def find(self, folder: Path, precision: str) -> Weights | None:
+        """Those of `folder` as it is now. Others that nobody uses are let go of, so that there is room."""
+        weights = self._used.get(_identity(folder, precision))
+        if weights is not self._last:
+            self.clear()
+        return weights
+
+    def keep(self, folder: Path, precision: str, weights: Weights) -> None:
+        self._used[_identity(folder, precision)] = self._last = weights
+
+    def clear(self) -> None:
+        """Let go of what no engine uses."""
+        self._last = None
+        gc.collect()
+        give_back()
+
+
+def load(card: Card, precision: str = "auto", *, share: float = 1.0, shelf: Shelf | None = None) -> Loaded:
     """Load the model of `card` onto the best device of this machine, in a share of its free memory.
+
+    Weights that are on the `shelf` are shared instead.
 
     Safetensors only, and no code from the checkpoint is run. Raises ModelError when the weights do not fit the
     architecture key by key, the processor does not fit the weights, the Hub cannot be reached, or the machine lacks
@@ -68,20 +105,21 @@ def load(card: Card, precision: str = "auto", *, share: float = 1.0) -> Loaded:
     if card.template == OWN and (folder / CARD_NAME).is_file():
         card = replace(read_card(folder), name=card.name, source=card.source, kind="hub")
     base = base_of(card, folder)
-    weights = _folder(base) if base else folder
-    device = _device()
-    precision, why = _choose_precision(precision, weights, device=device)
+    source = _folder(base) if base else folder
+    device, shelf = best_device(), shelf or Shelf()
+    precision, why = choose_precision(precision, source, device=device)
+    weights = shelf.find(source, precision)
     try:
-        wanted = need(_config(weights), precision)
+        wanted = need(_config(source), precision)
+        wanted = replace(wanted, weights=0) if weights else wanted
         plan = make_plan(wanted, share * free_bytes(device), name=card.name, precision=precision)
-        model = _load_model(weights, device, precision=precision)
+        if not weights:
+            weights = _load_weights(base or card, source, device, precision=precision)
+            shelf.keep(source, precision, weights)
+        model = weights.model
         if base:
-            check_base(card, weights)
-            attach(model, folder)
-        if card in HUB_PRESETS and model.config.model_type != "llava":
-            # Transformers reads the original's (width, height) as (height, width): of two grids that fit a picture
-            # equally well it takes the other one.
-            model.config.image_grid_pinpoints = [[high, wide] for wide, high in model.config.image_grid_pinpoints]
+            check_base(card, source)
+            model = adapted(model, folder)
         processor = load_processor(folder, card, config=model.config)
         note = template_note(folder, card)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -92,7 +130,7 @@ def load(card: Card, precision: str = "auto", *, share: float = 1.0) -> Loaded:
         raise ModelError(f"{card.name} has no eos_token_id in generation_config.json, so no answer would end. Add it.")
     if note:
         logger.warning("%s: %s", card.name, note)
-    return Loaded(card, model, processor, device, precision, f"{why} {note}".strip(), plan)
+    return Loaded(card, model, weights, processor, device, precision, f"{why} {note}".strip(), plan)
 
 
 def config_of(card: Card) -> PretrainedConfig:
@@ -131,7 +169,7 @@ def why_precision(card: Card) -> str | None:
     """Which precision `load` would choose here, and why; None for a Hub model that has not been downloaded."""
     if card.kind == "hub" and not _cached(card):
         return None
-    return _choose_precision("auto", _folder(card), device=_device())[1]
+    return choose_precision("auto", _folder(card), device=best_device())[1]
 
 
 def _offer() -> str:
@@ -145,6 +183,11 @@ def _offer() -> str:
 
 def _preset(card: Card) -> Preset:
     return next(preset for preset in PRESETS if preset.source == card.source)
+
+
+def _identity(folder: Path, precision: str) -> tuple[Path, str, int]:
+    """Changes when the folder is written anew."""
+    return folder, precision, max((path.stat().st_mtime_ns for path in folder.glob("*.safetensors")), default=0)
 
 
 def _folder(card: Card) -> Path:
@@ -177,46 +220,6 @@ def _cached(card: Card) -> bool:
     return True
 
 
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _choose_precision(asked: str, folder: Path, *, device: torch.device) -> tuple[str, str]:
-    """The precision to load in, and why, as one sentence."""
-    if asked not in PRECISIONS:
-        raise ModelError(f"There is no precision {asked}. Choose one of {', '.join(PRECISIONS)}.")
-    if asked == "8bit" and device.type != "cpu":
-        raise ModelError(f"8bit runs on CPUs only, and this machine has a {device.type.upper()} device. Choose 4bit.")
-    if asked == "4bit" and device.type == "mps":
-        raise ModelError("4bit runs on NVIDIA GPUs and CPUs, and this machine has an Apple GPU. Choose float16.")
-    if asked != "auto":
-        return asked, f"Runs in {asked} on the {device.type.upper()}, as asked."
-    # Both are stable names since torch 2.6; the public torch.cpu.get_capabilities is younger than our lower bound.
-    if device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
-        return "8bit", "Runs on the CPU: reads in bfloat16, which it computes natively, and writes in 8 bit."
-    if device.type == "cpu":
-        return "float32", "Runs in float32 on the CPU, which has no native bfloat16."
-    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES:
-        return "float32", f"Runs in float32 on the {device.type.upper()}, which is fastest for a model this small."
-    if device.type == "cuda":
-        return "4bit", f"Runs in 4 bit on the GPU ({torch.cuda.get_device_name(device)}), which is fastest there."
-    return "float16", "Runs in float16 on the Apple GPU, which has no 4 bit."
-
-
-def _quantisation(device: torch.device) -> BitsAndBytesConfig:
-    """NF4 with quantised scales. Plain `load_in_4bit=True` would mean FP4 that computes in float32."""
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float16 if old else torch.bfloat16,
-        llm_int8_skip_modules=list(UNQUANTISED["4bit"]),
-    )
-
-
 def _config(folder: Path) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError("its folder has no config.json")
@@ -226,15 +229,24 @@ def _config(folder: Path) -> PretrainedConfig:
     return config
 
 
+def _load_weights(card: Card, folder: Path, device: torch.device, *, precision: str) -> Weights:
+    model = _load_model(folder, device, precision=precision)
+    if card in HUB_PRESETS and model.config.model_type != "llava":
+        # Transformers reads the original's (width, height) as (height, width): of two grids that fit a picture equally
+        # well it takes the other one.
+        model.config.image_grid_pinpoints = [[high, wide] for wide, high in model.config.image_grid_pinpoints]
+    return Weights(model, eight_bit=precision == "8bit")
+
+
 def _load_model(folder: Path, device: torch.device, *, precision: str) -> PreTrainedModel:
-    quantisation = _quantisation(device) if precision == "4bit" else None
+    four_bit = quantisation(device) if precision == "4bit" else None
     reading = "bfloat16" if precision == "8bit" else precision
-    dtype = quantisation.bnb_4bit_compute_dtype if quantisation else getattr(torch, reading)
+    dtype = four_bit.bnb_4bit_compute_dtype if four_bit else getattr(torch, reading)
     model, info = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
         device_map={"": device},
-        quantization_config=quantisation,
+        quantization_config=four_bit,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import app
-from llava_app.loading import PRECISIONS
+from llava_app.precision import PRECISIONS
 from tests.serving import PATIENCE, ROOT, serving
 
 

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, CLIPVisionConfig, LlavaConfig, LlavaFor
 
 from llava_app.checkpoints import Card
 from llava_app.engine.decoder import AnyDecoder, Decoder, LlamaDecoder, Span, is_llama_kin, make_decoder
+from llava_app.engine.weights import Weights
 from llava_app.loading import load
 
 LENGTH, ROWS = 24, 3
@@ -81,7 +82,7 @@ def model(name: str) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def decoder(name: str) -> Decoder:
     """Of a model with the same weights; its rows are used over and over."""
-    return make_decoder(make_model(name), rows=ROWS, length=LENGTH)
+    return make_decoder(Weights(make_model(name)), rows=ROWS, length=LENGTH)
 
 
 @torch.no_grad()
@@ -147,7 +148,7 @@ def test_a_step_that_failed_halfway_can_be_taken_again() -> None:
 
     model, rows = make_model("gemma2"), [embeds()]
     wanted = expected(model, rows[0])
-    decoder = make_decoder(model, rows=1, length=LENGTH)
+    decoder = make_decoder(Weights(model), rows=1, length=LENGTH)
     step(decoder, rows, [Span(0, 0, 5)])
     hook = model.model.language_model.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(torch.OutOfMemoryError):
@@ -159,9 +160,9 @@ def test_a_step_that_failed_halfway_can_be_taken_again() -> None:
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
 def test_positions_that_depend_on_the_length_are_left_to_transformers(rope_type: str) -> None:
     config = make_model("llama").config.text_config
-    assert is_llama_kin(config, LENGTH)
+    assert is_llama_kin(config)
     config.rope_parameters = {"rope_type": rope_type}
-    assert not is_llama_kin(config, LENGTH)
+    assert not is_llama_kin(config)
 
 
 @pytest.mark.parametrize("name", ["llama, shared keys", "qwen2"])
@@ -169,7 +170,7 @@ def test_eight_bits_are_close_to_sixteen(name: str) -> None:
     model = make_model(name).bfloat16()
     rows = [embeds().bfloat16()]
     wanted = expected(model, rows[0]).float()
-    decoder = make_decoder(model, rows=1, length=LENGTH, eight_bit=True)
+    decoder = make_decoder(Weights(model, eight_bit=True), rows=1, length=LENGTH)
     found = torch.cat([step(decoder, rows, [Span(0, number, 1)]) for number in range(LENGTH)]).float()
     assert F.cosine_similarity(found, wanted).min() > 0.99
     assert (found - wanted).norm() < 0.05 * wanted.norm()
@@ -181,7 +182,7 @@ def test_four_bit_layers_run_as_they_are(tiny_card: Card) -> None:
     model = load(tiny_card, "4bit").model
     rows = [torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).to(model.dtype)]
     wanted = expected(model, rows[0])[-1].float()
-    decoder = make_decoder(model, rows=1, length=8)
+    decoder = make_decoder(Weights(model), rows=1, length=8)
     assert isinstance(decoder, LlamaDecoder)
     found = step(decoder, rows, [Span(0, 0, 8)])[0].float()
     assert (found - wanted).norm() < 0.05 * wanted.norm()

@@ -10,12 +10,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 
+import llava_app.precision
 from llava_app import checkpoints, loading, processors
 from llava_app.checkpoints import HUB_PRESETS, Card, built_in, read_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
 from llava_app.images import Picture
 from llava_app.loading import default_card, load, make_processor
+from llava_app.precision import choose_precision, quantisation
 from llava_app.prompts import encode, template_text
 from tests.fixtures_model import byte_tokenizer, tiny_config, write_tiny_model
 
@@ -92,7 +94,7 @@ def test_the_built_in_model_runs_in_four_bit_on_this_machine() -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_a_small_model_runs_in_float32_on_a_gpu(tiny_card: Card, device: str) -> None:
-    chosen, why = loading._choose_precision("auto", Path(tiny_card.source), device=torch.device(device))
+    chosen, why = choose_precision("auto", Path(tiny_card.source), device=torch.device(device))
     assert chosen == "float32"
     assert f"float32 on the {device.upper()}" in why
 
@@ -101,9 +103,9 @@ def test_a_small_model_runs_in_float32_on_a_gpu(tiny_card: Card, device: str) ->
 def test_a_big_model_runs_in_four_bit_on_a_gpu_that_has_it(
     tiny_card: Card, monkeypatch: pytest.MonkeyPatch, device: str, precision: str
 ) -> None:
-    monkeypatch.setattr(loading, "SMALL_BYTES", 1)
+    monkeypatch.setattr(llava_app.precision, "SMALL_BYTES", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A GPU")
-    chosen, why = loading._choose_precision("auto", Path(tiny_card.source), device=torch.device(device))
+    chosen, why = choose_precision("auto", Path(tiny_card.source), device=torch.device(device))
     assert chosen == precision
     assert "GPU" in why
 
@@ -113,21 +115,21 @@ def test_four_bit_computes_in_what_the_gpu_has(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    settings = loading._quantisation(torch.device("cuda"))
+    settings = quantisation(torch.device("cuda"))
     assert settings.bnb_4bit_compute_dtype == dtype
     assert (settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant) == ("nf4", True)
 
 
 def test_four_bit_on_an_apple_gpu_is_refused_with_what_to_choose(tiny_card: Card) -> None:
     with pytest.raises(ModelError, match="Choose float16"):
-        loading._choose_precision("4bit", Path(tiny_card.source), device=torch.device("mps"))
+        choose_precision("4bit", Path(tiny_card.source), device=torch.device("mps"))
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "8bit"), (False, "float32")])
 def test_a_model_runs_in_8_bit_on_a_cpu_that_has_bfloat16(
     tiny_card: Card, monkeypatch: pytest.MonkeyPatch, *, native: bool, precision: str
 ) -> None:
-    monkeypatch.setattr(loading, "_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loading, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     assert load(tiny_card).precision == precision

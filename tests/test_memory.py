@@ -11,6 +11,7 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.engine.decoder import make_decoder
 from llava_app.engine.local import LocalEngine
+from llava_app.engine.weights import Weights
 from llava_app.errors import ModelError
 from llava_app.loading import load
 from llava_app.memory import LEAST_ROOM, MOST_ROWS, Need, free_bytes, make_plan, need
@@ -63,7 +64,7 @@ def living_bytes() -> int:
 def test_the_plan_knows_what_a_model_takes_with_its_decoder(tiny_card: Card, precision: str) -> None:
     before = living_bytes()
     model = load(tiny_card, precision).model
-    decoder = make_decoder(model, rows=1, length=1, eight_bit=precision == "8bit")
+    decoder = make_decoder(Weights(model, eight_bit=precision == "8bit"), rows=1, length=1)
     wanted = need(model.config, precision)
     assert living_bytes() - before == pytest.approx(wanted.weights, rel=0.03)
     del decoder

@@ -43,9 +43,10 @@ class Repeated:
 @pytest.fixture
 def decoders(tiny_loaded: Loaded) -> tuple[LlamaDecoder, LlamaDecoder]:
     """One that replays, and one that does not."""
-    replaying = LlamaDecoder(tiny_loaded.model, rows=ROWS, length=LENGTH + 1)
+    matrices = tiny_loaded.weights.matrices(tiny_loaded.model)
+    replaying = LlamaDecoder(tiny_loaded.model, matrices, rows=ROWS, length=LENGTH + 1)
     replaying._replay = Eager(replaying, rows=ROWS, length=LENGTH)
-    return replaying, LlamaDecoder(tiny_loaded.model, rows=ROWS, length=LENGTH)
+    return replaying, LlamaDecoder(tiny_loaded.model, matrices, rows=ROWS, length=LENGTH)
 
 
 def both(decoders: Sequence[LlamaDecoder], embeds: Tensor, spans: list[Span]) -> None:

@@ -8,9 +8,8 @@ Shapes: N tokens of a step, B conversations, D width, H heads, K heads of keys a
 of a row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
-from llava_app.engine.matrices import Matrix, join
 from llava_app.engine.replay import Replay
-from llava_app.memory import give_back
+from llava_app.engine.weights import Layer, Matrices, Weights
 
 LLAMA_KIN = ("llama", "mistral", "qwen2", "qwen3")
 STEADY_ROPE = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on how long the conversation is
@@ -51,28 +49,29 @@ class Decoder(Protocol):
         ...
 
 
-def make_decoder(model: PreTrainedModel, *, rows: int, length: int, eight_bit: bool = False) -> Decoder:
+def make_decoder(weights: Weights, model: PreTrainedModel | None = None, *, rows: int, length: int) -> Decoder:
     """The fastest decoder for the language model of a LLaVA, with `rows` conversations of up to `length` tokens.
 
-    It takes over the weights of the language model, which may not compute by itself afterwards. `eight_bit`: few rows
-    at a time are multiplied by 8-bit copies of a bfloat16 model's matrices, on a CPU.
+    `model` is one with adapters beside `weights`; without it, it is the model that the weights are of.
     """
-    if is_llama_kin(model.config.text_config, length) and model.device.type != "mps":
-        return LlamaDecoder(model, rows=rows, length=length, eight_bit=eight_bit)
+    model = model or weights.model
+    if is_llama_kin(model.config.text_config) and model.device.type != "mps":
+        return LlamaDecoder(model, weights.matrices(model), rows=rows, length=length)
     return AnyDecoder(model, rows=rows)
 
 
-def is_llama_kin(config: PretrainedConfig, length: int) -> bool:
-    """Whether `LlamaDecoder` computes what this language model does, for conversations of up to `length` tokens."""
+def is_llama_kin(config: PretrainedConfig) -> bool:
+    """Whether `LlamaDecoder` computes what this language model does, as far as its positions go."""
     layer_types = getattr(config, "layer_types", None)  # Mistral has none: its window is for every layer
     windowed = layer_types is None or "sliding_attention" in layer_types
-    window = getattr(config, "sliding_window", None) or length
+    positions = config.max_position_embeddings
+    window = getattr(config, "sliding_window", None) or positions
     rope = getattr(config, "rope_parameters", None) or {}
     return (
         config.model_type in LLAMA_KIN
         and config.hidden_act == "silu"
         and rope.get("rope_type", "default") in STEADY_ROPE
-        and not (windowed and window < length)
+        and not (windowed and window < positions)
     )
 
 
@@ -112,23 +111,6 @@ def _crop(cache: DynamicCache, length: int) -> None:
         surplus = layer.get_seq_length() - length
         if surplus > 0:
             layer.crop(-surplus)
-
-
-Norm = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """The weights of a layer of Llama."""
-
-    before_attention: Norm
-    query_key_value: Matrix
-    query_norm: Norm | None
-    key_norm: Norm | None
-    out: Matrix
-    before_mlp: Norm
-    gate_up: Matrix
-    down: Matrix
 
 
 class Attention(Protocol):
@@ -192,23 +174,21 @@ def _attend(queries_SHE: Tensor, keys_1KTE: Tensor, values_1KTE: Tensor, mask: T
 class LlamaDecoder:
     """Llama, Mistral, Qwen2 and Qwen3: keys and values preallocated, matrices that read the same input joined."""
 
-    def __init__(self, model: PreTrainedModel, *, rows: int, length: int, eight_bit: bool = False) -> None:
-        language, config = model.model.language_model, model.config.text_config
+    def __init__(self, model: PreTrainedModel, matrices: Matrices, *, rows: int, length: int) -> None:
+        config = model.config.text_config
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._width = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         self._device = model.device
-        matrix = partial(join, eight_bit=eight_bit)
         replays = self._device.type == "cuda"
         self._replay = Replay(self, rows=rows, length=length) if replays else None
         self.place = list(range(rows))  # where in the cache a row lies; replaying moves them
         length += replays
-        self._layers = [self._adopt(layer, matrix) for layer in language.layers]
+        self._layers, self._norm, self._head = matrices.layers, matrices.norm, matrices.head
         shape = (len(self._layers), rows, 2, self._kv_heads, length, self._width)  # 2: keys and values
         # A masked token weighs 0, but 0 x NaN is NaN.
         self.cache_LRCKTE = torch.zeros(shape, dtype=model.dtype, device=self._device)
-        self._norm, self._head = _norm(language.norm), matrix(model.lm_head, keep=config.tie_word_embeddings)
-        give_back()
-        self._cos_TXE, self._sin_TXE = self._rotation(language.rotary_emb, length, model.dtype)
+        rotary = model.model.language_model.rotary_emb
+        self._cos_TXE, self._sin_TXE = self._rotation(rotary, length, model.dtype)
 
     def _rotation(self, rotary: Any, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What a token's heads are multiplied by to turn them to its position, and their halves changed over. Values,
@@ -220,21 +200,6 @@ class LlamaDecoder:
         cos_TXE = torch.cat((cos[:, None].expand(turned), cos.new_ones(kept)), dim=1)
         sin_TXE = torch.cat((torch.where(first_half, -sin, sin)[:, None].expand(turned), sin.new_zeros(kept)), dim=1)
         return cos_TXE, sin_TXE
-
-    def _adopt(self, layer: Any, matrix: Callable[..., Matrix]) -> Layer:
-        give_back()
-        attention, mlp = layer.self_attn, layer.mlp
-        has_norms = hasattr(attention, "q_norm")
-        return Layer(
-            _norm(layer.input_layernorm),
-            matrix(attention.q_proj, attention.k_proj, attention.v_proj),
-            _norm(attention.q_norm) if has_norms else None,
-            _norm(attention.k_norm) if has_norms else None,
-            matrix(attention.o_proj),
-            _norm(layer.post_attention_layernorm),
-            matrix(mlp.gate_proj, mlp.up_proj),
-            matrix(mlp.down_proj),
-        )
 
     def step(self, embeds_ND: Tensor, spans: Sequence[Span]) -> Tensor:
         if self._replay and all(span.length == 1 for span in spans):
@@ -275,19 +240,3 @@ class LlamaDecoder:
         places = [self.place[one], self.place[other]]
         self.cache_LRCKTE[:, places] = self.cache_LRCKTE[:, places[::-1]]
         self.place[one], self.place[other] = self.place[other], self.place[one]
-
-
-def _norm(module: Any) -> Norm:
-    """RMS norm (Zhang and Sennrich 2019). On a CPU torch makes eight operations of it, each with a cost of its own."""
-    weight, epsilon = module.weight, module.variance_epsilon
-    if weight.device.type != "cpu":
-        return lambda hidden: F.rms_norm(hidden, weight.shape, weight, epsilon)
-    floor = torch.tensor(epsilon * len(weight))
-    scaled = weight.float() * len(weight) ** 0.5
-
-    def norm(hidden: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-        normed = (hidden * scaled).mul_(torch.addcmul(floor, length, length).rsqrt_())
-        return normed if normed.dtype == hidden.dtype else normed.to(hidden.dtype)
-
-    return norm

@@ -1,6 +1,7 @@
 """Linear layers as the decoder multiplies by them: joined, and in the order that the machine reads best."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,21 @@ def join(*linears: nn.Linear, eight_bit: bool = False, keep: bool = False) -> Ma
         for linear, part_OI in zip(linears, left.split(sizes), strict=True):
             linear.weight.data = part_OI
     return multiply
+
+
+def beside(matrix: Matrix, *linears: Any) -> Matrix:
+    """The same with what the adapters of these layers add to their outputs: one small multiplication in, one out."""
+    added = [getattr(linear, "low_rank", None) for linear in linears]
+    if not any(added):
+        return matrix
+    down_RI = torch.cat([low_rank.down_RI for low_rank in added if low_rank])
+    # A layer without an adapter adds nothing to its outputs.
+    ups = [
+        low_rank.up_OR if low_rank else down_RI.new_empty(linear.out_features, 0)
+        for linear, low_rank in zip(linears, added, strict=True)
+    ]
+    down_IR, up_RO = down_RI.t().contiguous(), torch.block_diag(*ups).t().contiguous()
+    return lambda hidden_ND: torch.addmm(matrix(hidden_ND), hidden_ND @ down_IR, up_RO)
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:

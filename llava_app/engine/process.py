@@ -32,6 +32,7 @@ from llava_app.errors import ModelError, UserError
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+    from llava_app.loading import Shelf
     from llava_app.memory import Plan
 
 ENDED = (
@@ -75,6 +76,11 @@ class ModelProcess:
     def choose(self) -> tuple[Card, str]:
         """The model to start with on this machine, and the reason; see `loading.default_card`."""
         return self.line().call("choose")
+
+    def clear(self) -> None:
+        """Give the memory back of weights that no engine uses; the last are kept for the next model of the same."""
+        with suppress(EndedError):
+            self.line().call("clear")
 
     def line(self) -> "_Line":
         """To the process that lives now."""
@@ -215,6 +221,7 @@ class _Host:
         self._connection = connection
         self._sending = threading.Lock()
         self._engines: dict[int, Engine] = {}
+        self._shelf: Shelf | None = None
         self._numbers = count()
         self._given_up: dict[int, threading.Event] = {}
 
@@ -249,9 +256,10 @@ class _Host:
 
     def _load(self, card: Card, precision: str, share: float) -> tuple[int, Opened]:
         from llava_app.engine.local import LocalEngine
-        from llava_app.loading import load
+        from llava_app.loading import Shelf, load
 
-        loaded = load(card, precision, share=share)
+        self._shelf = self._shelf or Shelf()
+        loaded = load(card, precision, share=share, shelf=self._shelf)
         number = next(self._numbers)
         self._engines[number] = LocalEngine(loaded)
         return number, Opened(loaded.why, pickle.dumps((loaded.processor, loaded.plan)))
@@ -272,6 +280,10 @@ class _Host:
 
     def _close(self, engine: int) -> None:
         self._engines.pop(engine).close()
+
+    def _clear(self) -> None:
+        if self._shelf:
+            self._shelf.clear()
 
     def _send(self, number: int, item: Any) -> None:
         with self._sending:

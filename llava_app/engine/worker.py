@@ -19,8 +19,9 @@ from llava_app.engine.slots import Slots
 from llava_app.engine.stream import StopText, TextStream
 from llava_app.engine.watch import Meter
 from llava_app.errors import BusyError, ModelError
-from llava_app.loading import SMALL_BYTES, Loaded
+from llava_app.loading import Loaded
 from llava_app.memory import Plan, give_back
+from llava_app.precision import SMALL_BYTES
 from llava_app.prompts import TEMPLATES, Prepared, end_tokens, prepare_shown
 
 FRAME = 1 / 40  # s between two pieces of text, whoever they are for: every reader that wakes up holds up the model
@@ -55,13 +56,12 @@ class Worker:
 
     def __init__(self, loaded: Loaded, plan: Plan, *, time_limit: float) -> None:
         self._card = loaded.card
-        self._model = loaded.model
+        self._model, self._weights = loaded.model, loaded.weights
         self._processor = loaded.processor
         self._device = loaded.device
         self._time_limit = time_limit
         self._plan = plan
-        eight_bit = loaded.precision == "8bit"
-        self._decoder = make_decoder(self._model, rows=plan.rows, length=plan.length, eight_bit=eight_bit)
+        self._decoder = make_decoder(loaded.weights, loaded.model, rows=plan.rows, length=plan.length)
         # Handing a small matrix to a second CPU thread costs more than multiplying it.
         self._threads = 1 if self._model.get_memory_footprint() < SMALL_BYTES else _all_threads()
         self._embeddings = self._model.get_input_embeddings()
@@ -95,7 +95,7 @@ class Worker:
         torch.set_num_threads(_all_threads())
         self.active.clear()
         self.features.clear()
-        del self._model, self._decoder, self._embeddings
+        del self._model, self._weights, self._decoder, self._embeddings
         gc.collect()  # the decoder and what replays it know each other
         give_back()
         if self._device.type == "cuda":

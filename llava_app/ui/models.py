@@ -53,10 +53,12 @@ class Models:
         runs: Path,
         load_half: Callable[[Card], Ready] | None = None,
         elsewhere: Callable[[], list[Card]] = list,
+        let_go: Callable[[], None] = lambda: None,
     ) -> None:
         """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
 
         `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, without waiting.
+        `let_go` gives back what is kept of closed engines for the next one.
         """
         self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
@@ -64,6 +66,7 @@ class Models:
         self._load_half = load_half or load
         self.runs = runs
         self._elsewhere = elsewhere
+        self._let_go = let_go
         self._slots: dict[Card, _Slot] = {}
         self._pairs: list[frozenset[Card]] = []  # lent together
         self._pinned: tuple[Card, ...] = ()
@@ -145,7 +148,9 @@ class Models:
 
     def give_back(self) -> list[str]:
         """Close every big engine, when its answers have ended or at the limit; returns the names of their models."""
-        return self._close_all_but(set())
+        names = self._close_all_but(set())
+        self._let_go()
+        return names
 
     def _work(self) -> None:
         while True:

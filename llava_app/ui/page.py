@@ -109,7 +109,7 @@ def open_page(
     def load_half(card: Card) -> Ready:
         return load_locally(process, card, precision, share=0.5)
 
-    models = Models(load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere)
+    models = Models(load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere, let_go=process.clear)
     models.start()  # beside the page: neither waits for the other
     page = build(models, runs, public="SPACE_ID" in os.environ)
     _serve(page, host=host, port=port, mcp=mcp)

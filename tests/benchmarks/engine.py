@@ -27,6 +27,7 @@ from llava_app.checkpoints import built_in
 from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.engine.local import LocalEngine
+from llava_app.engine.weights import Weights
 from llava_app.images import Picture
 from llava_app.loading import Loaded, load, make_processor
 from llava_app.memory import free_bytes, make_plan, need
@@ -106,10 +107,10 @@ def large(effort: Effort) -> Iterator[Row]:
     plain = endless(random_llava("500M", side=112, width=1024, layers=16, inner=8192, vocabulary=32_000))
     yield from (Row(*row) for row in memory_rows(plain))
     shorter = replace(effort, tokens=effort.tokens // 4)
-    with Pair(in_eight_bits(plain), baseline=plain) as pair:
+    with Pair(in_bfloat16(plain, "8bit"), baseline=plain) as pair:
         yield pair.one_stream("one stream, 500M, 8 bit", shorter, at_least=2, same=False)
-    half = replace(plain, model=deepcopy(plain.model).to(torch.bfloat16), precision="bfloat16")
-    with Pair(in_eight_bits(plain), baseline=half) as pair:
+    half = in_bfloat16(plain, "bfloat16")
+    with Pair(in_bfloat16(plain, "8bit"), baseline=half) as pair:
         yield pair.one_stream("one stream, 500M, 8 bit, against G in bfloat16", shorter, at_least=None, same=False)
 
 
@@ -170,12 +171,13 @@ def random_llava(name: str, *, side: int, width: int, layers: int, inner: int, v
     processor = make_processor(config, small.processor.tokenizer, image_mode="pad", template_name="vicuna_v1")
     plan = make_plan(need(config, "float32"), free_bytes(small.device), name=name, precision="float32")
     card = replace(small.card, name=name)
-    return Loaded(card, model, processor, small.device, "float32", "", plan)
+    return Loaded(card, model, Weights(model), processor, small.device, "float32", "", plan)
 
 
-def in_eight_bits(loaded: Loaded) -> Loaded:
-    """A copy, since an engine takes the weights over."""
-    return replace(loaded, model=deepcopy(loaded.model).to(torch.bfloat16), precision="8bit")
+def in_bfloat16(loaded: Loaded, precision: str) -> Loaded:
+    """A copy, since an engine takes the weights over; `precision` is bfloat16 or 8bit."""
+    model = deepcopy(loaded.model).to(torch.bfloat16)
+    return replace(loaded, model=model, weights=Weights(model, eight_bit=precision == "8bit"), precision=precision)
 
 
 # Two ways to answer

@@ -1,5 +1,10 @@
 """LoRA and QLoRA: what learns, what is saved, and that it answers as it was trained."""
 
+import gc
+import json
+import os
+import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
@@ -14,12 +20,13 @@ from finetune.__main__ import main
 from finetune.adapters import add_adapters
 from finetune.recipe import load_recipe
 from finetune.stages import apply_stage, part_of, trainable
-from llava_app.checkpoints import find, read_card, write_card
+from llava_app.checkpoints import built_in, find, read_card, write_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.errors import ModelError
-from llava_app.loading import load
+from llava_app.images import Picture
+from llava_app.loading import Shelf, load
 
 FAST = ("precision=float32", "global_batch=8", "micro_batch=4", "lora_rank=4", "lora_alpha=8", "learning_rate=1e-2")
 
@@ -73,12 +80,62 @@ def test_a_lora_run_is_small_answers_on_its_base_and_peft_reads_it(base: Path, d
     assert pieces[-1].finish
 
 
-def test_only_adapters_and_projector_move(base: Path, data: Path, folder: Path) -> None:
-    assert run(base, data, "max_steps=2", "projector_learning_rate=1e-3") == 0
-    served, before = load(find("mine"), "float32").model, load(read_card(base), "float32").model.state_dict()
-    after = {name.replace(".base_layer", ""): value for name, value in served.state_dict().items()}
-    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
-    assert {part_of(name) for name in moved} == {"projector"}
+def answer(engine: LocalEngine) -> str:
+    asked = Conversation().ask("Which colour?", [Picture(Image.new("RGB", (64, 64), "red"), "red")])
+    return "".join(piece.text for piece in engine.answer(asked, Sampling(temperature=0, max_new_tokens=12)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "8bit", "4bit"])
+@pytest.mark.parametrize("base_first", [True, False])
+def test_a_base_and_its_adapter_share_weights_and_answer_as_alone(
+    base: Path, data: Path, folder: Path, precision: str, base_first: bool
+) -> None:
+    assert run(base, data, "max_steps=4") == 0
+    cards = [read_card(base), find("mine")]
+    alone = []
+    for card in cards:
+        engine = LocalEngine(load(card, precision))
+        alone.append(answer(engine))
+        engine.close()
+    shelf = Shelf()
+    order = cards if base_first else cards[::-1]
+    engines = {card: LocalEngine(load(card, precision, shelf=shelf)) for card in order}
+    assert [answer(engines[card]) for card in cards] == alone
+    assert alone[0] != alone[1]
+    ours, theirs = (engines[card]._worker for card in cards)
+    shared = {id(weight) for weight in theirs._model.parameters()} & {id(weight) for weight in ours._model.parameters()}
+    assert len(shared) == sum(part_of(name) != "projector" for name, _ in ours._model.named_parameters())
+    assert theirs._weights is ours._weights
+    for engine in engines.values():
+        engine.close()
+
+
+def test_weights_wait_on_the_shelf_until_something_else_is_loaded(base: Path, data: Path, folder: Path) -> None:
+    assert run(base, data, "max_steps=1") == 0
+    shelf = Shelf()
+    first = load(read_card(base), "float32", shelf=shelf)
+    known = weakref.ref(first.weights)
+    del first
+    assert load(find("mine"), "float32", shelf=shelf).weights is known()
+    load(built_in(), "float32", shelf=shelf)
+    gc.collect()
+    assert known() is None
+
+
+def test_weights_that_were_written_anew_are_read_anew(base: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(base, tmp_path / "copy")
+    shelf = Shelf()
+    first = load(read_card(copy), "float32", shelf=shelf).weights
+    os.utime(copy / "model.safetensors")
+    assert load(read_card(copy), "float32", shelf=shelf).weights is not first
+
+
+def test_adapters_of_another_kind_are_refused(base: Path, data: Path, folder: Path) -> None:
+    assert run(base, data, "max_steps=1") == 0
+    path = folder / "runs/mine/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"use_dora": True}), encoding="utf-8")
+    with pytest.raises(ModelError, match="trained with use_dora, which this app does not know"):
+        load(find("mine"), "float32")
 
 
 @pytest.mark.parametrize("more", [("optimizer=adamw8bit",), ("gradient_checkpointing=true",)])
@@ -89,7 +146,7 @@ def test_a_run_on_a_4_bit_base_learns(base: Path, data: Path, more: tuple[str, .
     assert len(learned) == 14
     assert all(value.abs().max() > 0 for value in learned)  # they begin at zero
     four_bit, full = load(find("mine"), "4bit").model, load(find("mine"), "float32").model
-    assert type(four_bit.model.language_model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
+    assert type(four_bit.model.language_model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     assert logits(four_bit).isfinite().all()
     assert logits(full).isfinite().all()
 
