@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from finetune import checkpoint
+from finetune import checkpoint, precision
 from finetune.adapters import add_adapters, rest
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, StepSampler
@@ -78,17 +78,19 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     Raises UserError for anything a person can mend, and Interrupted after SIGINT or SIGTERM, with the state saved.
     """
     recipe = run.recipe
-    accelerator = Accelerator(mixed_precision=mixed_precision(recipe))
+    computed = precision.computed_in(recipe, bfloat16=precision.has_bfloat16())
+    accelerator = Accelerator(mixed_precision=precision.ACCELERATE[computed])
     torch.manual_seed(recipe.seed)
     base = find(run.base)
-    loaded = load(base, "float32" if recipe.quantise == "none" else recipe.quantise)
+    loaded = load(base, precision.loaded_in(base, recipe))
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
     loaded.model.generation_config.eos_token_id = end_tokens(tokenizer, recipe.template)
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
     output = Output(run, folder, base, Path(loaded.model.name_or_path), processor)
-    learning = _prepare(loaded.model, recipe)
-    accelerator.print(checked.describe(), describe(loaded.model, learning), sep="\n")
+    learning = _prepare(loaded.model, recipe, computed)
+    told = (checked.describe(), describe(loaded.model, learning), precision.describe(computed))
+    accelerator.print(*told, sep="\n")
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)
     _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
@@ -101,20 +103,12 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     card = output.card(checked)
     if accelerator.is_main_process:
         with checkpoint.writing(folder / "state" / "partial"):
-            output.save(folder, course.llava, weights)
+            output.save(folder, course.llava, output.unrounded(course.llava, weights))
         write_card(folder, card)
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
     accelerator.print(f"{folder} is finished and in the page's model list.")
     return card
-
-
-def mixed_precision(recipe: Recipe) -> str:
-    """What accelerate calls the precision to compute in. A GPU without bfloat16 computes in float16, scaled."""
-    if recipe.precision == "float32":
-        return "no"
-    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return "fp16" if lacking else "bf16"
 
 
 def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: float) -> tuple[float, float]:
@@ -158,11 +152,12 @@ def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked
     accelerator.wait_for_everyone()
 
 
-def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe) -> dict[str, int]:
+def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe, computed: torch.dtype) -> dict[str, int]:
     """Make the model learn as the recipe says; returns the number of learning parameters per part."""
     use_packed_attention(model, recipe.max_length)
     if recipe.lora_rank:
         add_adapters(model, recipe)
+    precision.keep(model, recipe, computed)
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if recipe.compile:
