@@ -38,7 +38,7 @@ def loaded_in(base: Card, recipe: Recipe) -> str:
     """
     if (Path(base.source) / ADAPTER).is_file():
         raise TrainingError(
-            f"{base.name} is an adapter on {base.base}. Merge them with python -m finetune export, then start from that."
+            f"{base.name} is an adapter on {base.base}. Merge them with python -m finetune export, then start from it."
         )
     if recipe.quantise != "none" or recipe.precision == "float32":
         return "float32" if recipe.quantise == "none" else recipe.quantise
