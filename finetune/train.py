@@ -23,6 +23,8 @@ from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, StepSampler
 from finetune.data import Checked, Examples, check
 from finetune.features import FeatureStore, tower_digest
+from finetune.figures import Figures, memory_held, peak_of
+from finetune.flops import mfu, sizes, step_flops
 from finetune.held_out import Evaluation, answers, losses, split
 from finetune.interrupt import Interrupted, StopSignal, ignore_in_worker
 from finetune.log import Log
@@ -57,19 +59,6 @@ class Course:
     def llava(self) -> LlavaForConditionalGeneration:
         """The model inside all wrapping."""
         return self.accelerator.unwrap_model(self.model).llava
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One line of the log."""
-
-    step: int
-    loss: float  # per supervised token
-    learning_rate: float
-    grad_norm: float
-    tokens_per_second: float
-    samples_per_second: float
-    elapsed: float  # seconds since this process began to train
 
 
 def train(run: Run, folder: Path, *, resume: bool) -> Card:
@@ -260,13 +249,15 @@ def _evaluate(course: Course, step: int, log: Log) -> None:
 def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Figures, bool]]:
     """Take the steps one by one; with each come its figures and whether any process was asked to stop."""
     accelerator = course.accelerator
+    recipe, size, device = course.run.recipe, sizes(course.llava.config), peak_of(accelerator, course.run.recipe)
     began = before = time.perf_counter()
     for step, batches in enumerate(course.examples.watch(_loader(course, start)), start + 1):
         supervised = sum(batch.supervised for batch in batches)
         tokens = sum(batch.tokens for batch in batches)
         samples = sum(len(batch.lengths) for batch in batches)
-        supervised, tokens, samples = _over_processes(accelerator, supervised, tokens, samples)
-        rate = learning_rate_at(step, course.total, course.run.recipe)
+        flops = int(step_flops(size, recipe, batches))
+        supervised, tokens, samples, flops = _over_processes(accelerator, supervised, tokens, samples, flops)
+        rate = learning_rate_at(step, course.total, recipe)
         try:
             loss, norm = take_step(course, batches, supervised=supervised, rate=rate)
         except TrainingError as error:
@@ -274,7 +265,9 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
         (asked,) = _over_processes(accelerator, int(stop.asked))
         now = time.perf_counter()
         seconds = now - before
-        yield Figures(step, loss, rate, norm, tokens / seconds, samples / seconds, now - began), asked > 0
+        used = mfu(flops, seconds, device, devices=accelerator.num_processes) if device else None
+        speed = (tokens / seconds, samples / seconds, now - began)
+        yield Figures(step, loss, rate, norm, *speed, memory_held(), used), asked > 0
         before = time.perf_counter()  # what is measured and saved between two steps is not the steps' time
 
 

@@ -13,7 +13,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from finetune.__main__ import main
 from finetune.adapters import add_adapters
-from finetune.flops import GPUS, Row, find_device, mfu, model_flops, sizes
+from finetune.collate import IGNORE, Batch
+from finetune.flops import GPUS, REPORTED, Row, find_device, known_peak, mfu, model_flops, sizes, step_flops
 from finetune.plan import USUAL, base_config, plan_memory, row_of
 from finetune.precision import keep
 from finetune.recipe import all_recipes, load_recipe
@@ -127,6 +128,26 @@ def test_what_saves_memory_saves_memory() -> None:
 
 def test_mfu_is_the_share_of_the_peak() -> None:
     assert mfu(100e12, 2.0, GPUS["a100-80gb"], devices=1) == pytest.approx(50 / 312)
+
+
+@pytest.mark.parametrize("how", [("align",), ("instruct", "lora_rank=8"), ("instruct", "vision_learning_rate=1e-5")])
+def test_the_flops_of_a_step_are_those_of_its_examples(how: tuple[str, ...]) -> None:
+    size, recipe = sizes(small()), load_recipe(f"memeworld_{how[0]}", how[1:])
+    lengths, labels = torch.tensor([80, 100]), torch.full((1, 180), IGNORE)
+    labels[0, 70:80] = labels[0, 150:] = 5
+    packed = Batch(torch.zeros(1, 180), labels, torch.zeros(2, 3, 112, 112), lengths)
+    alone = Batch(torch.zeros(1, 90), labels[:, :90], None, torch.tensor([90]))
+    rows = Row(1, 80, 1, 10), Row(1, 100, 1, 30), Row(1, 90, 0, 10)
+    wanted = sum(model_flops(size, recipe, row) for row in rows)
+    assert step_flops(size, recipe, [packed, alone]) == pytest.approx(wanted)
+
+
+def test_a_peak_is_known_of_exactly_named_devices_only() -> None:
+    half, whole = load_recipe("llava15_7b_align"), load_recipe("llava15_7b_align", ["precision=float32"])
+    assert set(REPORTED.values()) == set(GPUS)
+    assert known_peak("NVIDIA A100-SXM4-80GB", half) == GPUS["a100-80gb"]
+    assert known_peak("NVIDIA A100-SXM4-80GB", whole) is None
+    assert known_peak("NVIDIA GeForce RTX 4090 D", half) is None
 
 
 def test_an_unknown_device_names_those_that_are_known() -> None:
