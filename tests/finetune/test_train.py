@@ -57,10 +57,12 @@ def batches_of(loaded: Loaded, data: Path, *, micro: int, count: int = 8, packin
     return StepCollator(loaded.processor.tokenizer.pad_token_id, micro, packing)([encoded[n] for n in range(count)])
 
 
-def course(loaded: Loaded, stage: str = "instruct", **changes: object) -> Course:
+def course(
+    loaded: Loaded, stage: str = "instruct", accelerator: Accelerator | None = None, **changes: object
+) -> Course:
+    accelerator = accelerator or Accelerator(cpu=True)
     recipe = recipe_from({**vars(load_recipe(f"memeworld_{stage}")), "precision": "float32", **changes})
     apply_stage(loaded.model, stage)
-    accelerator = Accelerator(cpu=True)
     learning = [weight for weight in loaded.model.parameters() if weight.requires_grad]
     model, optimizer = accelerator.prepare(
         SupervisedLoss(loaded.model).train(), SGD([{"params": learning, "scale": 1.0}], lr=1.0)
