@@ -6,7 +6,6 @@ adapter_config.json and adapter_model.safetensors are PEFT's own format, with th
 
 from pathlib import Path
 
-import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
@@ -22,17 +21,8 @@ PREFIX = "base_model.model."  # of every name in PEFT's files
 
 
 def add_adapters(model: LlavaForConditionalGeneration, recipe: Recipe) -> None:
-    """Put untrained adapters, which change nothing yet, onto the language model.
-
-    Those of a quantised model are bfloat16, its projector, which learns in full, becomes float32.
-    """
+    """Put untrained adapters, which change nothing yet, onto the language model."""
     inject_adapter_in_model(lora_config(recipe), model, adapter_name=ADAPTER)
-    if recipe.quantise == "none":
-        return
-    model.model.multi_modal_projector.float()
-    for name, weight in model.named_parameters():
-        if ".lora_" in name:
-            weight.data = weight.data.to(torch.bfloat16)
 
 
 def rest(model: nn.Module) -> None:

@@ -1,12 +1,14 @@
 """How much computing training is, and how much a device can do."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import LlavaConfig
 
+from finetune.collate import Batch
 from finetune.recipe import Recipe
 from llava_app.errors import RecipeError
 
@@ -21,7 +23,7 @@ class Device:
     source: str
 
 
-GPUS = {
+GPUS = {  # by name for the command line
     key: Device(name, teraflops * 1e12, gigabytes * 1e9, source)
     for key, name, teraflops, gigabytes, source in (
         ("h200", "NVIDIA H200", 989, 141, "H200 datasheet, bfloat16, half of the figure with sparsity"),
@@ -35,6 +37,20 @@ GPUS = {
         ("rtx3090", "NVIDIA RTX 3090", 71, 24, "GA102 whitepaper, bfloat16 summed in float32"),
         ("t4", "NVIDIA T4", 65, 16, "T4 datasheet, float16 (it has no bfloat16)"),
     )
+}
+REPORTED = {  # as the driver calls them, letter by letter: an H100 PCIe or an RTX 4090 D has another peak
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA A100 80GB PCIe": "a100-80gb",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb",
+    "NVIDIA A100-PCIE-40GB": "a100-40gb",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA A10": "a10",
+    "NVIDIA L4": "l4",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA GeForce RTX 3090": "rtx3090",
+    "Tesla T4": "t4",
 }
 
 
@@ -106,7 +122,7 @@ def model_flops(size: Sizes, recipe: Recipe, row: Row) -> float:
 
     A matrix of N weights costs 2 N per token forward, 2 N for the gradient of its input, and 2 N for its own where it
     learns; attention 4 times its width per pair of tokens forward and twice that backward (Chowdhery et al. 2022,
-    PaLM, appendix B, where causality is not taken off).
+    PaLM, appendix B, where causality is not taken off). The vision tower does not count where its features are kept.
     """
     full = recipe.stage == "instruct" and not recipe.lora_rank
     matrices = 2 * size.layer_weights * row.tokens
@@ -115,7 +131,17 @@ def model_flops(size: Sizes, recipe: Recipe, row: Row) -> float:
     adapters = 3 * 2 * recipe.lora_rank * size.adapter_sides * row.tokens
     language = size.layers * (matrices * (3 if full else 2) + attention * 3 + adapters) + head * (3 if full else 2)
     projector = 2 * row.pictures * size.patches * size.width * (2 * size.tower_width + 3 * size.width)
-    return float(language + projector + _tower_flops(size, row) * (3 if recipe.vision_learning_rate else 1))
+    tower = 0.0 if recipe.feature_cache else _tower_flops(size, row) * (3 if recipe.vision_learning_rate else 1)
+    return float(language + projector + tower)
+
+
+def step_flops(size: Sizes, recipe: Recipe, batches: Sequence[Batch]) -> float:
+    """`model_flops` of batches whose examples differ in length, without their padding."""
+    alone = sum(
+        model_flops(size, recipe, Row(1, length, 0, 0)) for batch in batches for length in batch.lengths.tolist()
+    )
+    pictures = sum(len(batch.pixel_values) for batch in batches if batch.pixel_values is not None)
+    return alone + model_flops(size, recipe, Row(1, 0, pictures, sum(batch.supervised for batch in batches)))
 
 
 def mfu(flops: float, seconds: float, device: Device, *, devices: int = 1) -> float:
@@ -123,12 +149,16 @@ def mfu(flops: float, seconds: float, device: Device, *, devices: int = 1) -> fl
     return flops / (seconds * device.flops * devices)
 
 
+def known_peak(reported: str, recipe: Recipe) -> Device | None:
+    """The device that its driver calls so, if its peak in the recipe's precision is known."""
+    return GPUS.get(REPORTED.get(reported, "")) if recipe.precision == "bfloat16" else None
+
+
 def find_device(name: str | None) -> Device:
     """A device by its name in GPUS; without a name this machine's. Raises RecipeError with the names there are."""
     if name is None and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
-        words = found.name.lower().replace("-", " ").split()
-        key = next((key for key in GPUS if key.split("-")[0].removeprefix("rtx") in words), None)
+        key = REPORTED.get(found.name)
         if key is None:
             raise RecipeError(f"The peak of {found.name} is not known here. Give --device, one of {', '.join(GPUS)}.")
         return Device(found.name, GPUS[key].flops, float(found.total_memory), GPUS[key].source)

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, each a step's figures or an evaluation."""
+"""The log of a run: JSON lines, each a step's figures or an evaluation. What is not known is left out."""
 
 import json
 from dataclasses import asdict
@@ -25,5 +25,6 @@ class Log:
 
     def write(self, line: "DataclassInstance") -> None:
         if self._file:
-            self._file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+            known = {name: value for name, value in asdict(line).items() if value is not None}
+            self._file.write(json.dumps(known, ensure_ascii=False) + "\n")
             self._file.flush()

@@ -14,6 +14,7 @@ from finetune.data import Checked
 from finetune.stages import STAGES
 from llava_app.checkpoints import Card
 from llava_app.errors import TrainingError
+from llava_app.loading import stored_weights
 
 ABOUT = {
     "align": "Stage 1 only: it captions a picture in a few words and cannot chat. From {base}, {count:,} examples.",
@@ -39,6 +40,16 @@ class Output:
         else:
             dtype: torch.dtype = stored_dtype(self.source)
             save_model(folder, model, weights, processor=processor, dtype=dtype)
+
+    def unrounded(self, model: LlavaForConditionalGeneration, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights to save; those that were frozen, and rounded to compute with them, as the base has them."""
+        kept = (stored_dtype(self.source), torch.float32)
+        frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+        rounded = {name for name in frozen & weights.keys() if weights[name].dtype not in kept}
+        if self.run.recipe.lora_rank or not rounded:
+            return weights
+        stored = stored_weights(self.source)
+        return weights | {name: stored[name] for name in rounded}
 
     def try_saving(self, model: LlavaForConditionalGeneration) -> None:
         """Save once and delete it: a full disk or a config that cannot be saved shows before training, not after."""

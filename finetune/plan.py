@@ -11,8 +11,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from finetune.data.mixture import open_data, picture_root
 from finetune.data.refusals import CHARACTERS_PER_TOKEN, wrong_record
 from finetune.flops import GPUS, Device, Row, Sizes, find_device, model_flops, sizes
+from finetune.precision import whole_parts
 from finetune.recipe import Recipe, named_recipe
-from finetune.stages import STAGES, part_of
+from finetune.stages import part_of
 from llava_app.checkpoints import find
 from llava_app.loading import config_of
 from llava_app.memory import need
@@ -86,10 +87,10 @@ def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, context: float
     weights = stored + number * adapters
     per_layer = _kept_by_a_layer(size, recipe) * row.tokens
     if recipe.gradient_checkpointing:
-        activations = (2 if quantised else 4) * size.width * row.tokens * size.layers + per_layer
+        activations = _number(recipe) * size.width * row.tokens * size.layers + per_layer
     else:
         activations = per_layer * size.layers
-    activations += _outside_the_layers(size, row)
+    activations += _outside_the_layers(size, recipe, row)
     logits = float(SOFTMAX * row.supervised * size.vocabulary)
     copies = _copies(size, recipe)
     backward = 4.0 * row.tokens * 4 * size.inner  # gradients inside one layer
@@ -168,14 +169,17 @@ def _weights(config: LlavaConfig, recipe: Recipe) -> tuple[float, int]:
     """Bytes of all weights as they are kept, and how many of them learn as a whole."""
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(deepcopy(config))
-    trains = {"projector"} if recipe.lora_rank else set(STAGES[recipe.stage].trains)
-    if recipe.vision_learning_rate:
-        trains.add("vision_tower")
-    sizes_by_name = {name: weight.numel() for name, weight in model.named_parameters()}
-    learning = sum(numel for name, numel in sizes_by_name.items() if part_of(name) in trains)
+    counts = {name: weight.numel() for name, weight in model.named_parameters()}
+    learning = sum(count for name, count in counts.items() if part_of(name) in whole_parts(recipe))
     if recipe.quantise == "none":
-        return 4.0 * sum(sizes_by_name.values()), learning
+        frozen = sum(counts.values()) - learning
+        return 4.0 * learning + (4.0 if recipe.precision == "float32" else 2.0) * frozen, learning
     return need(config, recipe.quantise).weights + 2.0 * learning, learning  # the projector becomes float32
+
+
+def _number(recipe: Recipe) -> int:
+    """Bytes of a number in what one layer of the language model hands to the next: those of its embeddings."""
+    return 4 if recipe.precision == "float32" or "language_model" in whole_parts(recipe) else 2
 
 
 def _kept_by_a_layer(size: Sizes, recipe: Recipe) -> float:
@@ -184,7 +188,7 @@ def _kept_by_a_layer(size: Sizes, recipe: Recipe) -> float:
     Both norms keep what they read, in float32, and what they made of it where they learn. Attention keeps queries,
     keys, values and its result; the feed-forward part keeps gate, its activation and the other factor. A matrix keeps
     what it reads where it learns, and under autocast each of them a copy of its own; an adapter keeps what it reads and
-    which of it was dropped.
+    which of it was dropped (a byte each, as on a GPU; a CPU keeps four).
     """
     half = recipe.precision == "bfloat16"
     number = 2 if half else 4
@@ -197,16 +201,17 @@ def _kept_by_a_layer(size: Sizes, recipe: Recipe) -> float:
     return kept
 
 
-def _outside_the_layers(size: Sizes, row: Row) -> float:
+def _outside_the_layers(size: Sizes, recipe: Recipe, row: Row) -> float:
     """Bytes of pixels, features, projector, embeddings and the last norm."""
+    number = _number(recipe)
     pixels = 4.0 * row.pictures * size.patches * (size.patch_numbers + size.tower_width)
-    projector = 4.0 * row.pictures * size.patches * 3 * size.width
-    return pixels + projector + 4.0 * row.tokens * 5 * size.width
+    projector = number * row.pictures * size.patches * 3 * size.width
+    return pixels + projector + number * row.tokens * 5 * size.width
 
 
 def _copies(size: Sizes, recipe: Recipe) -> float:
-    """Bytes of the language model's matrices in bfloat16 that are kept for the backward pass."""
-    if recipe.precision == "float32" or recipe.quantise != "none":
+    """Bytes of the language model's matrices in bfloat16 that are kept for the backward pass, where float32 learns."""
+    if recipe.precision == "float32" or "language_model" not in whole_parts(recipe):
         return 0.0
     layers = 1 if recipe.gradient_checkpointing else size.layers
     return 2.0 * size.layer_weights * layers

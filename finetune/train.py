@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from finetune import checkpoint
+from finetune import checkpoint, precision
 from finetune.adapters import add_adapters, rest
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, StepSampler
 from finetune.data import Checked, Examples, check
 from finetune.features import FeatureStore, tower_digest
+from finetune.figures import Figures, memory_held, peak_of
+from finetune.flops import mfu, sizes, step_flops
 from finetune.held_out import Evaluation, answers, losses, split
 from finetune.interrupt import Interrupted, StopSignal, ignore_in_worker
 from finetune.log import Log
@@ -59,36 +61,25 @@ class Course:
         return self.accelerator.unwrap_model(self.model).llava
 
 
-@dataclass(frozen=True)
-class Figures:
-    """One line of the log."""
-
-    step: int
-    loss: float  # per supervised token
-    learning_rate: float
-    grad_norm: float
-    tokens_per_second: float
-    samples_per_second: float
-    elapsed: float  # seconds since this process began to train
-
-
 def train(run: Run, folder: Path, *, resume: bool) -> Card:
     """Train one stage and leave a finished checkpoint in `folder`; returns its card.
 
     Raises UserError for anything a person can mend, and Interrupted after SIGINT or SIGTERM, with the state saved.
     """
     recipe = run.recipe
-    accelerator = Accelerator(mixed_precision=mixed_precision(recipe))
+    computed = precision.computed_in(recipe, bfloat16=precision.has_bfloat16())
+    accelerator = Accelerator(mixed_precision=precision.ACCELERATE[computed])
     torch.manual_seed(recipe.seed)
     base = find(run.base)
-    loaded = load(base, "float32" if recipe.quantise == "none" else recipe.quantise)
+    loaded = load(base, precision.loaded_in(base, recipe))
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
     loaded.model.generation_config.eos_token_id = end_tokens(tokenizer, recipe.template)
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
     output = Output(run, folder, base, Path(loaded.model.name_or_path), processor)
-    learning = _prepare(loaded.model, recipe)
-    accelerator.print(checked.describe(), describe(loaded.model, learning), sep="\n")
+    learning = _prepare(loaded.model, recipe, computed)
+    told = (checked.describe(), describe(loaded.model, learning), precision.describe(computed))
+    accelerator.print(*told, sep="\n")
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)
     _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
@@ -101,20 +92,12 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     card = output.card(checked)
     if accelerator.is_main_process:
         with checkpoint.writing(folder / "state" / "partial"):
-            output.save(folder, course.llava, weights)
+            output.save(folder, course.llava, output.unrounded(course.llava, weights))
         write_card(folder, card)
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
     accelerator.print(f"{folder} is finished and in the page's model list.")
     return card
-
-
-def mixed_precision(recipe: Recipe) -> str:
-    """What accelerate calls the precision to compute in. A GPU without bfloat16 computes in float16, scaled."""
-    if recipe.precision == "float32":
-        return "no"
-    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return "fp16" if lacking else "bf16"
 
 
 def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: float) -> tuple[float, float]:
@@ -158,11 +141,12 @@ def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked
     accelerator.wait_for_everyone()
 
 
-def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe) -> dict[str, int]:
+def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe, computed: torch.dtype) -> dict[str, int]:
     """Make the model learn as the recipe says; returns the number of learning parameters per part."""
     use_packed_attention(model, recipe.max_length)
     if recipe.lora_rank:
         add_adapters(model, recipe)
+    precision.keep(model, recipe, computed)
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if recipe.compile:
@@ -265,13 +249,15 @@ def _evaluate(course: Course, step: int, log: Log) -> None:
 def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Figures, bool]]:
     """Take the steps one by one; with each come its figures and whether any process was asked to stop."""
     accelerator = course.accelerator
+    recipe, size, device = course.run.recipe, sizes(course.llava.config), peak_of(accelerator, course.run.recipe)
     began = before = time.perf_counter()
     for step, batches in enumerate(course.examples.watch(_loader(course, start)), start + 1):
         supervised = sum(batch.supervised for batch in batches)
         tokens = sum(batch.tokens for batch in batches)
         samples = sum(len(batch.lengths) for batch in batches)
-        supervised, tokens, samples = _over_processes(accelerator, supervised, tokens, samples)
-        rate = learning_rate_at(step, course.total, course.run.recipe)
+        flops = int(step_flops(size, recipe, batches))
+        supervised, tokens, samples, flops = _over_processes(accelerator, supervised, tokens, samples, flops)
+        rate = learning_rate_at(step, course.total, recipe)
         try:
             loss, norm = take_step(course, batches, supervised=supervised, rate=rate)
         except TrainingError as error:
@@ -279,7 +265,9 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
         (asked,) = _over_processes(accelerator, int(stop.asked))
         now = time.perf_counter()
         seconds = now - before
-        yield Figures(step, loss, rate, norm, tokens / seconds, samples / seconds, now - began), asked > 0
+        used = mfu(flops, seconds, device, devices=accelerator.num_processes) if device else None
+        speed = (tokens / seconds, samples / seconds, now - began)
+        yield Figures(step, loss, rate, norm, *speed, memory_held(), used), asked > 0
         before = time.perf_counter()  # what is measured and saved between two steps is not the steps' time
 
 

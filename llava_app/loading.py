@@ -150,6 +150,13 @@ def processor_of(card: Card) -> ProcessorMixin:
         raise ModelError(f"{card.name} has no tokenizer that can be read: {error}. Restore its files.") from error
 
 
+def stored_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model's folder by their names in the model, on the CPU, in the precision they are stored in."""
+    stored = str(_config(folder).dtype or torch.float32).removeprefix("torch.")
+    weights: dict[str, torch.Tensor] = _load_model(folder, torch.device("cpu"), precision=stored).state_dict()
+    return weights
+
+
 def default_card() -> tuple[Card, str]:
     """The model to start with on this machine, and the reason as one sentence for the page."""
     if not torch.cuda.is_available():

@@ -35,7 +35,9 @@ CASES = {  # name: overrides of the recipe
     "stage 2, recomputed": ("gradient_checkpointing=true",),
     "stage 2, accumulated": (f"micro_batch={EXAMPLES // 2}",),
     "stage 2, bfloat16": ("precision=bfloat16",),
+    "stage 1, bfloat16": ("stage=align", "template=vicuna_v1", "precision=bfloat16"),
     "stage 2 with LoRA": ("lora_rank=16", "lora_alpha=32"),
+    "LoRA, bfloat16": ("lora_rank=16", "lora_alpha=32", "precision=bfloat16"),
 }
 SCRIPT = """
 import resource, sys

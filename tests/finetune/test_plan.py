@@ -5,41 +5,35 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from finetune.__main__ import main
-from finetune.flops import GPUS, Row, find_device, mfu, model_flops, sizes
+from finetune.adapters import add_adapters
+from finetune.collate import IGNORE, Batch
+from finetune.flops import GPUS, REPORTED, Row, find_device, known_peak, mfu, model_flops, sizes, step_flops
 from finetune.plan import USUAL, base_config, plan_memory, row_of
+from finetune.precision import keep
 from finetune.recipe import all_recipes, load_recipe
 from finetune.stages import apply_stage
 from llava_app.errors import RecipeError
+from tests.fixtures_model import tiny_config
 
 ROW = Row(examples=4, tokens=4 * 80, pictures=4, supervised=4 * 80)
+HOW = [("align",), ("instruct",), ("instruct", "lora_rank=8")]
 PRESETS = {named.name: float(size[1]) * 1e9 for named in all_recipes() if (size := re.search(r"_(\d+)gb$", named.name))}
 
 
 def small() -> LlavaConfig:
     """64 visual tokens; wide enough that matrices outweigh everything else."""
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=112,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=512,
-    )
-    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, image_seq_length=64)
+    config = tiny_config()
+    config.vision_config.update({"intermediate_size": 256, "num_hidden_layers": 3, "image_size": 112, "patch_size": 14})
+    shape = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config.text_config.update({**shape, "head_dim": 64, "vocab_size": 512})
+    return config
 
 
 def step(model: LlavaForConditionalGeneration) -> torch.Tensor:
@@ -71,26 +65,30 @@ def test_a_full_step_of_seven_billion_is_six_flops_per_weight_and_token() -> Non
     assert align < lora < 0.75 * flops
 
 
-@pytest.mark.parametrize("stage", ["align", "instruct"])
+@pytest.mark.parametrize("how", HOW, ids=" ".join)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_planned_activations_are_those_that_autograd_keeps(stage: str, precision: str) -> None:
+def test_the_planned_activations_are_those_that_autograd_keeps(how: tuple[str, ...], precision: str) -> None:
+    recipe = load_recipe(f"memeworld_{how[0]}", [*how[1:], f"precision={precision}"])
     model = LlavaForConditionalGeneration._from_config(small(), attn_implementation="sdpa").train()
-    apply_stage(model, stage)
+    if recipe.lora_rank:
+        add_adapters(model, recipe)
+    keep(model, recipe, getattr(torch, precision))
+    apply_stage(model, recipe.stage)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=precision == "bfloat16"):
+    with saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", enabled=precision == "bfloat16"):
         loss = step(model)
-    recipe = load_recipe(f"memeworld_{stage}", [f"precision={precision}"])
     planned = plan_memory(small(), recipe, ROW)
     logits = ROW.supervised * 512 * 4.0  # of the planned 12 bytes, those that are kept
-    measured = sum(storage.nbytes() for storage in kept.values())
+    dropped = sum(module.in_features for module in model.modules() if isinstance(module, LoraLayer)) * ROW.tokens
+    measured = sum(storage.nbytes() for storage in kept.values()) - 3 * dropped  # 4 bytes on a CPU, 1 on a GPU
     assert planned.activations + planned.copies + logits == pytest.approx(measured, rel=0.15)
     assert loss.isfinite()
 
@@ -98,9 +96,13 @@ def test_the_planned_activations_are_those_that_autograd_keeps(stage: str, preci
 def test_seven_billion_take_what_is_known_of_them() -> None:
     config, full = base_config("7b"), load_recipe("llava15_7b_instruct")
     memory = plan_memory(config, full, row_of(sizes(config), full, USUAL["instruct"]))
-    assert memory.weights == 4 * 7_063_427_072  # the published port's parameters
-    assert memory.gradients == memory.weights - 4 * 303_507_456  # but the tower's
+    learning = 7_063_427_072 - 303_507_456  # the published port's parameters but the tower's
+    assert memory.weights == 4 * learning + 2 * 303_507_456
+    assert memory.gradients == 4 * learning
     assert memory.optimiser == 2 * memory.gradients
+    align = load_recipe("llava15_7b_align")
+    frozen = plan_memory(config, align, row_of(sizes(config), align, USUAL["align"]))
+    assert frozen.weights == 4 * 20_979_712 + 2 * (7_063_427_072 - 20_979_712)
     lora = load_recipe("llava15_7b_lora")
     assert lora.lora_rank * sizes(config).adapter_sides * sizes(config).layers == 319_815_680
 
@@ -126,6 +128,26 @@ def test_what_saves_memory_saves_memory() -> None:
 
 def test_mfu_is_the_share_of_the_peak() -> None:
     assert mfu(100e12, 2.0, GPUS["a100-80gb"], devices=1) == pytest.approx(50 / 312)
+
+
+@pytest.mark.parametrize("how", [("align",), ("instruct", "lora_rank=8"), ("instruct", "vision_learning_rate=1e-5")])
+def test_the_flops_of_a_step_are_those_of_its_examples(how: tuple[str, ...]) -> None:
+    size, recipe = sizes(small()), load_recipe(f"memeworld_{how[0]}", how[1:])
+    lengths, labels = torch.tensor([80, 100]), torch.full((1, 180), IGNORE)
+    labels[0, 70:80] = labels[0, 150:] = 5
+    packed = Batch(torch.zeros(1, 180), labels, torch.zeros(2, 3, 112, 112), lengths)
+    alone = Batch(torch.zeros(1, 90), labels[:, :90], None, torch.tensor([90]))
+    rows = Row(1, 80, 1, 10), Row(1, 100, 1, 30), Row(1, 90, 0, 10)
+    wanted = sum(model_flops(size, recipe, row) for row in rows)
+    assert step_flops(size, recipe, [packed, alone]) == pytest.approx(wanted)
+
+
+def test_a_peak_is_known_of_exactly_named_devices_only() -> None:
+    half, whole = load_recipe("llava15_7b_align"), load_recipe("llava15_7b_align", ["precision=float32"])
+    assert set(REPORTED.values()) == set(GPUS)
+    assert known_peak("NVIDIA A100-SXM4-80GB", half) == GPUS["a100-80gb"]
+    assert known_peak("NVIDIA A100-SXM4-80GB", whole) is None
+    assert known_peak("NVIDIA GeForce RTX 4090 D", half) is None
 
 
 def test_an_unknown_device_names_those_that_are_known() -> None:

@@ -57,10 +57,12 @@ def batches_of(loaded: Loaded, data: Path, *, micro: int, count: int = 8, packin
     return StepCollator(loaded.processor.tokenizer.pad_token_id, micro, packing)([encoded[n] for n in range(count)])
 
 
-def course(loaded: Loaded, stage: str = "instruct", **changes: object) -> Course:
+def course(
+    loaded: Loaded, stage: str = "instruct", accelerator: Accelerator | None = None, **changes: object
+) -> Course:
+    accelerator = accelerator or Accelerator(cpu=True)
     recipe = recipe_from({**vars(load_recipe(f"memeworld_{stage}")), "precision": "float32", **changes})
     apply_stage(loaded.model, stage)
-    accelerator = Accelerator(cpu=True)
     learning = [weight for weight in loaded.model.parameters() if weight.requires_grad]
     model, optimizer = accelerator.prepare(
         SupervisedLoss(loaded.model).train(), SGD([{"params": learning, "scale": 1.0}], lr=1.0)
@@ -206,13 +208,17 @@ def test_both_stages_run_and_their_models_are_listed(base: Path, data: Path, fol
     assert not list((folder / "runs").glob("*/state"))
 
 
-def test_training_learns_and_logs_every_step(base: Path, data: Path, folder: Path) -> None:
+def test_training_learns_and_logs_every_step(
+    base: Path, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command("instruct", base, data, "epochs=6")) == 0
+    assert torch.cuda.is_available() or "MFU is not logged: the peak of a processor" in capsys.readouterr().out
     lines = [json.loads(line) for line in (folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()]
     log = [line for line in lines if "loss" in line]
     assert [line["step"] for line in log] == list(range(1, 19))
     assert log[-1]["loss"] < 0.85 * log[0]["loss"]
-    assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 for line in log)
+    assert all(line["grad_norm"] > 0 and line["tokens_per_second"] > 0 and line["memory"] > 0 for line in log)
+    assert "mfu" not in log[0]  # in float32 no peak is known
     measured = [line for line in lines if "held_out_loss" in line]
     assert [line["step"] for line in measured] == [0, 18]
     assert measured[1]["held_out_loss"] < 0.9 * measured[0]["held_out_loss"]
