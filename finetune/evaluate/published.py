@@ -30,6 +30,10 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         Published("LLaVA-13B + GPT-4, complement", 90.97, f"{LLAVA}, Table 7"),
         Published("LLaVA-13B + GPT-4, judge", 92.53, f"{LLAVA}, Table 7"),
     ),
+    "gqa": (
+        Published("LLaVA-1.5-7B", 62.0, f"{LLAVA_15}, Table 3"),
+        Published("LLaVA-1.5-13B", 63.3, f"{LLAVA_15}, Table 3"),
+    ),
     "llava-bench-coco": (Published("LLaVA", 85.1, f"{LLAVA}, Table 4"),),
     "llava-bench-wild": (
         Published("OpenFlamingo", 19.1, f"{LLAVA}, Table 5"),
