@@ -17,7 +17,7 @@ from llava_app.commands import ROOT, Background, told, without_folders
 from llava_app.errors import DataError
 
 VERDICTS = ("accept", "edit", "reject")
-PREVIEW_SECONDS = 60
+SOON = 120  # s that reading the captions and boxes may take
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,17 @@ class Order:
     teacher: str = "template"
     limit: int | None = None
     budget_tokens: int | None = None
+    budget_money: float | None = None
+    prices: tuple[float, float] | None = None  # of a million tokens of prompts, and of answers
 
     def arguments(self) -> list[str]:
-        """For the command line. Raises DataError when there is nothing to write about."""
+        """For the command line. Raises DataError when there is nothing to write about, or a budget without prices."""
         if not self.files and not self.drawn:
             raise DataError("There are no pictures to write about. Choose a file, or let some be drawn.")
         if not self.kinds:
             raise DataError("No kind of data is chosen. Choose at least one.")
+        if self.budget_money and not self.prices:
+            raise DataError("A budget in money needs the prices of prompts and answers. Fill them in, or leave it 0.")
         options = {
             "memeworld": self.drawn,
             "kinds": ",".join(self.kinds),
@@ -45,8 +49,11 @@ class Order:
             "teacher": self.teacher,
             "limit": self.limit,
             "budget-tokens": self.budget_tokens,
+            "budget-money": self.budget_money,
         }
-        return [*map(str, self.files), *(f"--{name}={value}" for name, value in options.items() if value)]
+        given = [f"--{name}={value}" for name, value in options.items() if value]
+        prices = ["--prices", *map(str, self.prices)] if self.prices else []
+        return [*map(str, self.files), *given, *prices]
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,13 @@ class DataSet:
         self.path = (parent / name).absolute()
         self._writing = Background()
 
-    def preview(self, order: Order) -> str:
-        """The exact prompts for the first picture, and what all of them would cost. Raises DataError."""
-        done = self._run([*order.arguments(), "--dry-run"])
+    def preview(self, order: Order) -> tuple[str, str]:
+        """The exact prompts for the first picture, and what is left to be asked would cost. Raises DataError."""
+        done = self._run([*order.arguments(), "--dry-run", "--json"])
         if done.returncode:
             raise DataError(self._shown(done.stderr))
-        return _first_picture(done.stdout)
+        found = json.loads(done.stdout)
+        return found["prompts"], found["estimate"]
 
     def start(self, order: Order) -> None:
         """Begin, or go on where the same order was left. Raises DataError while it is being written."""
@@ -95,7 +103,7 @@ class DataSet:
         return self._writing.is_running
 
     def progress(self) -> dict[str, Any]:
-        """The last line that the process said: counts while it runs, its report at the end; {} before."""
+        """The last line that the process said: its estimate, counts while it runs, its report; {} before."""
         lines = _text(self.path / "progress.jsonl").rpartition("\n")[0].splitlines()
         return json.loads(lines[-1]) if lines else {}
 
@@ -149,7 +157,12 @@ class DataSet:
     def _run(self, arguments: list[str]) -> subprocess.CompletedProcess[str]:
         """A command that answers soon."""
         command = told(self._command(arguments))
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PREVIEW_SECONDS, check=False)
+        try:
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SOON, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise DataError(
+                f"This took longer than {SOON} seconds. Use the command line: python -m finetune generate --help"
+            ) from error
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         return json.loads(_text(self.path / f"{name}.json") or "[]")
@@ -166,16 +179,6 @@ def summary(items: Sequence[Item]) -> str:
     refused = sum(bool(item.reason) for item in items)
     decided = ", ".join(f"{count} {verdict}ed" for verdict, count in counts.items())
     return f"{len(items) - refused} kept, {refused} refused" + (f"; reviewed: {decided}" if decided else "")
-
-
-def _first_picture(prompts: str) -> str:
-    """Of printed prompts those of the first picture, and the last line."""
-    parts = re.split(r"(?m)^(?==== .+/\w+ · \w+ ===$)", prompts)
-    pictures = [re.match(r"=== (.+)/\w+ ·", part) for part in parts]
-    first = next((match[1] for match in pictures if match), "")
-    shown = [part for part, match in zip(parts, pictures, strict=True) if match and match[1] == first]
-    estimate = prompts.strip().rpartition("\n")[2]
-    return "".join(shown).replace(estimate, "").rstrip() + f"\n\n{estimate}"
 
 
 def _reviewed(item: Item, review: dict[str, Any]) -> Item:

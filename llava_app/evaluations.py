@@ -10,7 +10,10 @@ from llava_app.commands import Background, without_folders
 from llava_app.errors import BusyError, DataError
 
 EVALUATIONS = Path("evaluations")
-SUITES = ("vibes", "memeworld", "scienceqa", "pope", "textvqa", "llava-bench-coco", "llava-bench-wild")
+SUITES = (
+    "vibes", "memeworld", "scienceqa", "pope", "textvqa", "llava-bench-coco", "llava-bench-wild",
+    "gqa", "mme", "mm-vet", "seed", "mmbench",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

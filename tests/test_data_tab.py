@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,9 @@ import pytest
 from llava_app.datasets import ROOT, DataSet, Order
 from llava_app.errors import DataError
 from llava_app.ui.data_tab import DataHandlers
+from tests.openai_server import openai_server
 
-DRAWN = (None, 3, ["conversation", "detail"], "general", "template", 0, 0)
+DRAWN = (None, 3, ["conversation", "detail"], "general", "template", 0, 0, 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +26,28 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_exact_prompts_of_the_first_picture_are_shown(tmp_path: Path) -> None:
-    shown, problem = DataHandlers(tmp_path).preview("new", *DRAWN)
-    assert problem == ""
+    shown, line = DataHandlers(tmp_path).preview("new", *DRAWN)
+    assert "6 questions for the template teacher, which costs nothing." in line
     assert shown.startswith("=== memeworld-000000/conversation · system ===\nYou write training data")
+    assert "memeworld-000000/detail · user" in shown
     assert "memeworld-000001" not in shown
-    assert "6 questions: about" in shown.split("\n")[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_in_money_and_the_cost_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)  # a look at the prompts needs none
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    paid = (None, 3, ["detail"], "general", "scripted", 0, 0)
+    handlers = DataHandlers(tmp_path)
+    _, line = handlers.preview("paid", *paid, 0, 1, 1000)
+    assert re.search(r"3 questions: about [\d,]+ tokens of prompts and .*, so about 3\.\d\d in money at most", line)
+    assert "needs the prices" in handlers.preview("paid", *paid, 5, 0, 0)[1]
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with openai_server(["There are many things. " * 100]) as url:  # 400 tokens; 1,024 are set aside
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        said = list(handlers.run("paid", *paid, 1.5, 1, 1000))
+    assert "in money" in said[-1]
+    assert "1 missing (the budget is used up)" in said[-1]
 
 
 def test_results_are_shown_beside_their_pictures(parent: Path) -> None:

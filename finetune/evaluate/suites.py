@@ -99,6 +99,12 @@ def _textvqa(options: argparse.Namespace, _judge: Judge | None, _folder: Path) -
     return textvqa.suite(file, options.images or file.parent / "train_images", limit=options.limit)
 
 
+def _lmms(options: argparse.Namespace, judge: Judge | None, folder: Path) -> Suite:
+    from finetune.evaluate import lmms
+
+    return lmms.suite(options.suite, judge, folder=folder, data=options.data, limit=options.limit)
+
+
 def _data(options: argparse.Namespace) -> Path:
     if options.data is None:
         raise DataError(f"{options.suite} needs its official files: --data FOLDER.")
@@ -113,4 +119,9 @@ SUITES: dict[str, Entry] = {
     "scienceqa": Entry(_scienceqa, "multiple choice with and without pictures", lambda o: f"scienceqa-{o.prompt}"),
     "pope": Entry(_pope, "does it see things that are not there?"),
     "textvqa": Entry(_textvqa, "reading text in photographs"),
+    "gqa": Entry(_lmms, "short questions about scenes, by lmms-eval"),
+    "mme": Entry(_lmms, "yes-or-no questions of many kinds, by lmms-eval"),
+    "mm-vet": Entry(_lmms, "questions that need several abilities, by lmms-eval, judged"),
+    "seed": Entry(_lmms, "multiple choice about pictures and clips, by lmms-eval"),
+    "mmbench": Entry(_lmms, "multiple choice, each asked with its choices rolled, by lmms-eval"),
 }

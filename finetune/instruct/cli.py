@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -15,7 +15,7 @@ from finetune.instruct.context import Context, read_contexts
 from finetune.instruct.dialogue import KINDS
 from finetune.instruct.export import describe, export
 from finetune.instruct.folder import Folder, Settings, hash_contexts
-from finetune.instruct.generation import Generation
+from finetune.instruct.generation import Generation, Outcome
 from finetune.instruct.ledger import Ledger, read_ledger, replies, spent
 from finetune.instruct.prompts import Domain, read_domain
 from finetune.instruct.teachers import Task, Teacher, TeacherError
@@ -23,6 +23,7 @@ from finetune.instruct.template import TemplateTeacher
 from finetune.interrupt import StopSignal
 from llava_app.errors import DataError
 
+TEMPLATE = "template"  # the teacher that needs no model and reads no prompts
 LETTERS_PER_TOKEN = 4  # of English, for the estimate only; what is reserved is a bound
 
 
@@ -35,44 +36,47 @@ def main(arguments: list[str]) -> int:
         settings = folder.read_settings()
         return _finish(folder, read_domain(settings.domain), limit, options, ended_by="")
     settings, contexts, domain = _settings(options, folder)
-    teacher = make_teacher(settings, domain, contexts, options)
-    tasks = list(_tasks(contexts, settings, domain, teacher))
+    _refuse_kinds(settings)
+    tasks = list(_tasks(contexts, settings, domain))
     if options.dry_run:
-        _show(tasks, limit, settings.max_tokens)
+        folder.refuse_other(settings)
+        _show(_left(folder, tasks), limit, settings, as_json=options.json)
         return 0
+    teacher = make_teacher(settings, domain, contexts, options)
     folder.begin(settings, contexts)
     if options.memeworld:
         from finetune.instruct.drawn import draw_pictures
 
         draw_pictures(folder.path, min(options.memeworld, options.limit or options.memeworld))
-    return _finish(folder, domain, limit, options, ended_by=_ask(folder, tasks, teacher, limit, options))
+    return _finish(folder, domain, limit, options, ended_by=_ask(folder, tasks, teacher, settings, options))
 
 
 def make_teacher(
     settings: Settings, domain: Domain, contexts: Sequence[Context], options: argparse.Namespace
 ) -> Teacher:
-    """The teacher by its name: "template", a model's folder, or else a model of the endpoint."""
-    teacher: Teacher
-    if settings.teacher == "template":
+    """The teacher by its name: TEMPLATE, a model's folder, or else a model of the endpoint."""
+    if settings.teacher == TEMPLATE:
         categories = [box.category for context in contexts for box in context.boxes]
-        teacher = TemplateTeacher(domain.lexicon.also(categories), categories)
-    elif Path(settings.teacher).is_dir():
+        return TemplateTeacher(domain.lexicon.also(categories), categories)
+    if Path(settings.teacher).is_dir():
         from finetune.instruct.local import LocalTeacher
 
-        teacher = LocalTeacher(Path(settings.teacher), max_tokens=settings.max_tokens)
-    else:
-        from finetune.instruct.endpoint import EndpointTeacher
+        return LocalTeacher(Path(settings.teacher), max_tokens=settings.max_tokens)
+    from finetune.instruct.endpoint import EndpointTeacher
 
-        teacher = EndpointTeacher(
-            settings.teacher, max_tokens=settings.max_tokens, at_once=options.at_once, timeout=options.timeout
-        )
-    unknown = set(settings.kinds) - set(teacher.kinds)
-    if unknown:
+    return EndpointTeacher(
+        settings.teacher, max_tokens=settings.max_tokens, at_once=options.at_once, timeout=options.timeout
+    )
+
+
+def _refuse_kinds(settings: Settings) -> None:
+    """DataError where the template teacher shall write what it cannot; every model can be asked for every kind."""
+    unknown = set(settings.kinds) - set(TemplateTeacher.kinds)
+    if settings.teacher == TEMPLATE and unknown:
         raise DataError(
-            f"The teacher {settings.teacher} cannot write {', '.join(unknown)}. "
-            f"Ask it for --kinds {','.join(teacher.kinds)}, or take a model with --teacher."
+            f"The teacher {TEMPLATE} cannot write {', '.join(unknown)}. "
+            f"Ask it for --kinds {','.join(TemplateTeacher.kinds)}, or take a model with --teacher."
         )
-    return teacher
 
 
 def _settings(options: argparse.Namespace, folder: Folder) -> tuple[Settings, list[Context], Domain]:
@@ -90,7 +94,7 @@ def _settings(options: argparse.Namespace, folder: Folder) -> tuple[Settings, li
     contexts = contexts[: options.limit]
     domain = read_domain(options.domain)
     kinds = tuple(options.kinds or domain.openings)
-    if options.teacher == "template" and not options.kinds:
+    if options.teacher == TEMPLATE and not options.kinds:
         kinds = tuple(kind for kind in kinds if kind in TemplateTeacher.kinds)
     versions = {kind: domain.version(kind) for kind in kinds}
     where = str(Path(options.domain).resolve()) if Path(options.domain).is_dir() else options.domain
@@ -98,32 +102,47 @@ def _settings(options: argparse.Namespace, folder: Folder) -> tuple[Settings, li
     return settings, contexts, domain
 
 
-def _tasks(contexts: Sequence[Context], settings: Settings, domain: Domain, teacher: Teacher) -> Iterator[Task]:
+def _tasks(contexts: Sequence[Context], settings: Settings, domain: Domain) -> Iterator[Task]:
     for context in contexts:
         for kind in settings.kinds:
-            version = domain.version(kind) if teacher.reads_prompts else ""
+            version = "" if settings.teacher == TEMPLATE else domain.version(kind)
             yield Task(context, kind, tuple(domain.messages(kind, context)), version)
 
 
-def _ask(folder: Folder, tasks: Sequence[Task], teacher: Teacher, limit: Limit, options: argparse.Namespace) -> str:
+def _left(folder: Folder, tasks: Sequence[Task]) -> list[Task]:
+    """What has no reply yet."""
+    answered = replies(read_ledger(folder.ledger))
+    return [task for task in tasks if task.key not in answered]
+
+
+def _ask(
+    folder: Folder, tasks: Sequence[Task], teacher: Teacher, settings: Settings, options: argparse.Namespace
+) -> str:
     """Ask what is left; returns why questions are left, "" when none is."""
+    limit = _limit(options)
     with Ledger(folder.ledger) as ledger, StopSignal() as stop:
-        lines = read_ledger(folder.ledger)
-        answered = replies(lines)
-        left = [task for task in tasks if task.key not in answered]
-        budget = Budget(limit, spent(lines))
-        if not options.json:
-            print(_estimate(left, limit, teacher))
+        left = _left(folder, tasks)
+        budget = Budget(limit, spent(read_ledger(folder.ledger)))
+        estimate = _estimate(left, limit, settings)
+        if options.json:
+            _print_json({"estimate": estimate})
+        else:
+            print(estimate)
         generation = Generation(teacher, ledger, budget, stop)
-        with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit=" questions", disable=options.json) as bar:
-            try:
-                for number, outcome in enumerate(generation.run(left), len(tasks) - len(left) + 1):
-                    bar.update(outcome.reply is not None)
-                    if options.json:
-                        _print_json(_progress(number, len(tasks), outcome.task.key, outcome.reason, budget))
-            except TeacherError as error:
-                return str(error)
+        try:
+            _watch(generation.run(left), len(tasks) - len(left), len(tasks), budget=budget, as_json=options.json)
+        except TeacherError as error:
+            return str(error)
         return generation.ended_by
+
+
+def _watch(outcomes: Iterable[Outcome], done: int, total: int, *, budget: Budget, as_json: bool) -> None:
+    """Say how far it is after every outcome: a bar, or a line for programs. `done` were answered before."""
+    with tqdm(total=total, initial=done, unit=" questions", disable=as_json) as bar:
+        for number, outcome in enumerate(outcomes, done + 1):
+            bar.update(outcome.reply is not None)
+            if as_json:
+                _print_json(_progress(number, total, outcome.task.key, outcome.reason, budget))
 
 
 def _progress(done: int, total: int, key: str, problem: str, budget: Budget) -> dict[str, Any]:
@@ -149,23 +168,28 @@ def _finish(folder: Folder, domain: Domain, limit: Limit, options: argparse.Name
     return 1 if report["missing"] else 0
 
 
-def _show(tasks: Sequence[Task], limit: Limit, max_tokens: int) -> None:
-    """Print the exact prompts, and what they would cost."""
+def _show(tasks: Sequence[Task], limit: Limit, settings: Settings, *, as_json: bool) -> None:
+    """Print the exact prompts, and what they would cost; for programs only those of the first picture."""
+    estimate = _estimate(tasks, limit, settings)
+    if as_json:
+        first = [task for task in tasks if task.context == tasks[0].context]
+        _print_json({"prompts": "\n".join(map(_prompts, first)), "estimate": estimate})
+        return
     for task in tasks:
-        for message in task.messages:
-            print(f"=== {task.key} · {message['role']} ===\n{message['content']}\n")
-    print(_expected(tasks, limit, max_tokens))
+        print(_prompts(task))
+    print(estimate)
 
 
-def _estimate(tasks: Sequence[Task], limit: Limit, teacher: Teacher) -> str:
-    if not teacher.reads_prompts:
-        return f"{len(tasks):,} questions for {teacher.name}, which costs nothing."
-    return _expected(tasks, limit, teacher.most(tasks[0]).answer if tasks else 0)
+def _prompts(task: Task) -> str:
+    return "\n".join(f"=== {task.key} · {message['role']} ===\n{message['content']}\n" for message in task.messages)
 
 
-def _expected(tasks: Sequence[Task], limit: Limit, max_tokens: int) -> str:
+def _estimate(tasks: Sequence[Task], limit: Limit, settings: Settings) -> str:
+    """What these questions would cost, in a sentence."""
+    if settings.teacher == TEMPLATE:
+        return f"{len(tasks):,} questions for the template teacher, which costs nothing."
     letters = sum(len(message["content"]) for task in tasks for message in task.messages)
-    expected = Usage(letters // LETTERS_PER_TOKEN, max_tokens * len(tasks))
+    expected = Usage(letters // LETTERS_PER_TOKEN, settings.max_tokens * len(tasks))
     cost = limit.prices.cost(expected)
     money = f", so about {cost:.2f} in money at most" if cost else ""
     answers = f"at most {expected.answer:,} of answers"

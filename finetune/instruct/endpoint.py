@@ -5,7 +5,6 @@ from typing import Any
 import openai
 
 from finetune.instruct.budget import Usage
-from finetune.instruct.dialogue import KINDS
 from finetune.instruct.teachers import NoReply, Reply, Task, TeacherError
 
 FRAME = 16  # tokens that a chat template may put around a message, with much to spare
@@ -14,9 +13,6 @@ PREFACE = 64  # and before the first one
 
 class EndpointTeacher:
     """A model at OPENAI_BASE_URL (OpenAI itself where that is not set), with OPENAI_API_KEY."""
-
-    kinds: tuple[str, ...] = KINDS
-    reads_prompts = True
 
     def __init__(self, model: str, *, max_tokens: int, at_once: int, timeout: float) -> None:
         try:

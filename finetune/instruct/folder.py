@@ -60,15 +60,16 @@ class Folder:
 
     def begin(self, settings: Settings, contexts: list[Context]) -> None:
         """Write down what is asked for; the same again is a resumption. DataError where the folder holds another."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        if self.settings.exists():
-            self.refuse_other(settings)
-            return
-        write_contexts(self.contexts, contexts)
-        write_json(self.settings, asdict(settings))
+        self.refuse_other(settings)
+        if not self.settings.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_contexts(self.contexts, contexts)
+            write_json(self.settings, asdict(settings))
 
     def refuse_other(self, settings: Settings) -> None:
-        """DataError unless the folder's settings are these."""
+        """DataError where the folder was begun with other settings than these."""
+        if not self.settings.exists():
+            return
         before, now = asdict(self.read_settings()), asdict(settings)
         changed = [name for name in now if now[name] != before[name]]
         if changed:

@@ -9,16 +9,13 @@ from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.instruct.budget import Usage
-from finetune.instruct.dialogue import KINDS
 from finetune.instruct.teachers import NoReply, Reply, Task, TeacherError
 
 
 class LocalTeacher:
     """A causal language model folder on this machine, greedy, one question at a time."""
 
-    kinds: tuple[str, ...] = KINDS
     at_once = 1
-    reads_prompts = True
 
     def __init__(self, folder: Path, *, max_tokens: int) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -54,9 +54,7 @@ class Teacher(Protocol):
     """`most` bounds what `ask` may use; `at_once` is how many questions it takes at the same time."""
 
     name: str
-    kinds: tuple[str, ...]
     at_once: int
-    reads_prompts: bool
 
     def most(self, task: Task) -> Usage: ...
 

@@ -36,7 +36,6 @@ class TemplateTeacher:
 
     kinds: tuple[str, ...] = ("conversation", "detail")
     at_once = 1
-    reads_prompts = False
 
     def __init__(self, lexicon: Lexicon, categories: Sequence[str]) -> None:
         self.lexicon = lexicon

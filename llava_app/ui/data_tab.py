@@ -38,11 +38,12 @@ class DataHandlers:
         self._sets: dict[str, DataSet] = {}
 
     def preview(self, name: str, *choices: Any) -> tuple[str, str]:
-        """The exact prompts for the first picture, and the estimate."""
+        """The exact prompts for the first picture, and what asking for all would cost."""
         try:
-            return self._set(name).preview(_order(*choices)), ""
+            prompts, estimate = self._set(name).preview(_order(*choices))
         except UserError as error:
             return "", _problem(error)
+        return prompts, status(estimate, state="ready")
 
     def run(self, name: str, *choices: Any) -> Iterator[str]:
         """Start, or go on; then say how far it is until it ends. Closing the tab does not end it."""
@@ -112,7 +113,11 @@ def data(handlers: DataHandlers) -> None:
     with gr.Row():
         preview, run, stop = (
             gr.Button(label, variant=variant, min_width=120)
-            for label, variant in (("Preview prompts", "secondary"), ("Write", "primary"), ("Stop", "secondary"))
+            for label, variant in (
+                ("Preview prompts and cost", "secondary"),
+                ("Write", "primary"),
+                ("Stop", "secondary"),
+            )
         )
     line = gr.HTML(status("Nothing is running.", state="ready"), elem_id="data-status")
     prompts = gr.Textbox(label="Exact prompts", lines=3, max_lines=16, interactive=False, elem_id="prompts")
@@ -149,8 +154,12 @@ def _choices() -> tuple[gr.Textbox, list[gr.components.Component]]:
             "template", label="Teacher", info="template, a model's folder, or a model at OPENAI_BASE_URL", scale=2
         )
         limit = gr.Number(0, label="Only the first", info="pictures; 0 is all", precision=0, minimum=0)
-        budget = gr.Number(0, label="Budget", info="in tokens; 0 is no limit", precision=0, minimum=0)
-    return name, [files, drawn, kinds, domain, teacher, limit, budget]
+    with gr.Row():
+        tokens = gr.Number(0, label="Budget in tokens", info="never passed; 0 is no limit", precision=0, minimum=0)
+        money = gr.Number(0, label="Budget in money", info="never passed; 0 is no limit", minimum=0)
+        prompts = gr.Number(0, label="Price of prompts", info="per million tokens", minimum=0)
+        answers = gr.Number(0, label="Price of answers", info="per million tokens", minimum=0)
+    return name, [files, drawn, kinds, domain, teacher, limit, tokens, money, prompts, answers]
 
 
 def _browse(handlers: DataHandlers, name: gr.Textbox, written: gr.events.Dependency) -> None:
@@ -192,7 +201,10 @@ def _order(
     domain: str,
     teacher: str,
     limit: float | None,
-    budget: float | None,
+    tokens: float | None,
+    money: float | None,
+    prompts: float | None,
+    answers: float | None,
 ) -> Order:
     """Files go before drawn pictures."""
     return Order(
@@ -202,15 +214,22 @@ def _order(
         domain=domain.strip(),
         teacher=teacher.strip(),
         limit=int(limit) if limit else None,
-        budget_tokens=int(budget) if budget else None,
+        budget_tokens=int(tokens) if tokens else None,
+        budget_money=money,
+        prices=(prompts or 0, answers or 0) if prompts or answers else None,
     )
 
 
 def _progress(said: dict[str, Any]) -> str:
     if "done" not in said:
-        return status("Starting …", state="loading")
-    cost = f"{said['tokens']:,} tokens"
-    return status(f"{said['done']:,} of {said['total']:,} asked, {cost}.", state="loading", why=said["problem"])
+        return status(said.get("estimate", "Starting …"), state="loading")
+    spent = _spent(said["tokens"], said["cost"])
+    return status(f"{said['done']:,} of {said['total']:,} asked, {spent}.", state="loading", why=said["problem"])
+
+
+def _spent(tokens: int, cost: str) -> str:
+    """What was used, in money only where there are prices."""
+    return f"{tokens:,} tokens" + f", {cost} in money" * (float(cost) > 0)
 
 
 def _ended(data: DataSet) -> str:
@@ -221,8 +240,8 @@ def _ended(data: DataSet) -> str:
     missing = f"{report['missing']:,} missing" + (f" ({report['ended_by']})" if report["ended_by"] else "")
     why = "; ".join(filter(None, [f"refused: {refused}" if refused else "", missing if report["missing"] else ""]))
     kept = ", ".join(f"{count} {kind}" for kind, count in report["kept"].items())
-    tokens = sum(report["tokens"].values())
-    return status(f"Kept {kept}. {tokens:,} tokens.", state="failed" if report["missing"] else "ready", why=why)
+    spent = _spent(sum(report["tokens"].values()), report["cost"])
+    return status(f"Kept {kept}. {spent}.", state="failed" if report["missing"] else "ready", why=why)
 
 
 def _heading(item: Item, at: int, items: list[Item]) -> str:
