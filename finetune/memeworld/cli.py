@@ -22,7 +22,7 @@ class Plan:
     texts: int = 8_000
     align_steps: int = 500
     instruct_steps: int = 2_300
-    small_print: int = 3_000
+    small_print: int = 1_200
     pairs: int = 6_000
     clips: int = 2_000
     rehearsal: int = 3_000
