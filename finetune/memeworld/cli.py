@@ -24,8 +24,8 @@ class Plan:
     instruct_steps: int = 2_300
     small_print: int = 1_200
     pairs: int = 6_000
-    clips: int = 2_000
-    rehearsal: int = 3_000
+    clips: int = 1_500
+    rehearsal: int = 1_500
     questions: int | None = None  # of each measurement of "anyres" and "several"; None: as many as the suite has
     processes: int = 2
 
