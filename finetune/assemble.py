@@ -16,6 +16,7 @@ from transformers import (
     GenerationConfig,
     LlavaConfig,
     LlavaNextConfig,
+    LlavaOnevisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,7 +30,8 @@ from llava_app.errors import ModelError
 from llava_app.processors import make_processor
 from llava_app.prompts import end_tokens
 
-IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+IMAGE_TOKEN, PAD_TOKEN, VIDEO_TOKEN = "<image>", "<pad>", "<video>"
+ONEVISION = "anyres_max_9"  # LLaVA's name of how OneVision sees tiles
 FEATURE_LAYER = -2  # of the vision tower, as in LLaVA-1.5
 PROJECTORS = {"mlp2x_gelu": "gelu", "linear": "linear"}  # LLaVA's name → the activation between the two layers
 
@@ -43,7 +45,10 @@ class Tower:
 
 
 CLIP, SIGLIP = Tower(CLIPVisionModel, "default"), Tower(SiglipVisionModel, "full")
-GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # rows and columns of tiles, as in LLaVA-1.6
+GRIDS = {  # rows and columns of tiles
+    "anyres": ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1)),  # LLaVA-1.6's
+    ONEVISION: tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7)),
+}
 TOWERS = {"clip": CLIP, "clip_vision_model": CLIP, "siglip": SIGLIP, "siglip_vision_model": SIGLIP}
 
 
@@ -63,8 +68,9 @@ def assemble(
     """Write a LLaVA made of the two folders to `out`, stored in `dtype`; returns its card (stage "base").
 
     The tokenizer gets <image> and <pad> where it lacks them. The projector is drawn from `seed`. `image_mode` "anyres"
-    makes a LLaVA-1.6, which sees tiles. `template` None: the one of the language model's own kind. `feature_layer`: of
-    the tower, counted from its end where negative; `class_token` keeps a CLIP tower's as one more feature.
+    makes a LLaVA-1.6, which sees tiles, and "anyres_max_9" a OneVision. `template` None: the one of the language
+    model's own kind. `feature_layer`: of the tower, counted from its end where negative; `class_token` keeps a CLIP
+    tower's as one more feature.
     Raises ModelError when a folder holds no such model, the parts do not fit, or `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
@@ -111,22 +117,23 @@ def write_llava(
     feature_layer: int = FEATURE_LAYER,
 ) -> Card:
     """Join two halves, with the given projector or a new random one, and write them to `out`; returns the card."""
-    image_token_id = _add_tokens(text, tokenizer)
+    tokens = _add_tokens(text, tokenizer, video=image_mode == ONEVISION)
     config = _llava_config(
         tower,
         text,
-        image_token_index=image_token_id,
+        image_mode,
         projector_hidden_act=PROJECTORS[projector],
         vision_feature_select_strategy=select,
         vision_feature_layer=feature_layer,
-        anyres=image_mode == "anyres",
+        **tokens,
     )
     model = _join(tower, text, config)
     if projector_weights:
         known = model.model.multi_modal_projector.state_dict()
         model.model.multi_modal_projector.load_state_dict(known | dict(projector_weights))
     model.generation_config = _generation_config(model, text, tokenizer, template=template)
-    processor = make_processor(model.config, tokenizer, image_mode=image_mode, template_name=template)
+    seen_as = "anyres" if image_mode in GRIDS else image_mode
+    processor = make_processor(model.config, tokenizer, image_mode=seen_as, template_name=template)
     model.to(dtype).save_pretrained(out)
     processor.save_pretrained(out)
     card = Card(
@@ -135,7 +142,7 @@ def write_llava(
         kind="run",
         stage=stage,
         template=template,
-        image_mode=image_mode,
+        image_mode=seen_as,
         base=base,
         about=about,
     )
@@ -172,15 +179,19 @@ def _config(folder: Path) -> PreTrainedConfig:
         raise ModelError(f"{folder} is of no kind that transformers knows: {error}") from error
 
 
-def _add_tokens(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Grow tokenizer and embeddings by <image> and a padding token where missing; returns the id of <image>."""
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+def _add_tokens(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, video: bool) -> dict[str, int]:
+    """Grow tokenizer and embeddings by <image> and a padding token where missing, and by <video> where asked for.
+
+    Returns what the config calls the ids of pictures and clips.
+    """
+    indices = {"image_token_index": IMAGE_TOKEN} | ({"video_token_index": VIDEO_TOKEN} if video else {})
+    missing = [token for token in indices.values() if token not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(missing, special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     if len(tokenizer) > text.get_input_embeddings().num_embeddings:
         text.resize_token_embeddings(len(tokenizer))
-    return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in indices.items()}
 
 
 def own_template(model_type: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -192,33 +203,36 @@ def own_template(model_type: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _with_class_token(tower: PreTrainedModel, image_mode: str) -> str:
-    if tower.config.model_type != "clip_vision_model" or image_mode == "anyres":
+    if tower.config.model_type != "clip_vision_model" or image_mode in GRIDS:
         raise ModelError("Only a CLIP tower without tiles has a class token to keep. Leave class_token out.")
     return "full"
 
 
 def _llava_config(
-    tower: PreTrainedModel, text: PreTrainedModel, *, anyres: bool, **settings: Any
-) -> LlavaConfig | LlavaNextConfig:
+    tower: PreTrainedModel, text: PreTrainedModel, image_mode: str, **settings: Any
+) -> LlavaConfig | LlavaNextConfig | LlavaOnevisionConfig:
     for half in (tower, text):
         half.config._name_or_path = ""  # it would be stored, and says only where the half lay on this machine
     side, patch = tower.config.image_size, tower.config.patch_size
-    shapes = {"vision_config": tower.config, "text_config": text.config, "image_seq_length": (side // patch) ** 2}
-    if anyres:
-        grids = [[rows * side, columns * side] for rows, columns in GRIDS]
-        tied = text.config.tie_word_embeddings  # LlavaConfig looks there by itself
-        return LlavaNextConfig(**shapes, **settings, image_grid_pinpoints=grids, tie_word_embeddings=tied)
-    return LlavaConfig(**shapes, **settings)
+    shapes = {"vision_config": tower.config, "text_config": text.config}
+    one_tile = {"image_seq_length": (side // patch) ** 2}
+    if image_mode not in GRIDS:
+        return LlavaConfig(**shapes, **one_tile, **settings)
+    grids = [[rows * side, columns * side] for rows, columns in GRIDS[image_mode]]
+    tiles = {"image_grid_pinpoints": grids, "tie_word_embeddings": text.config.tie_word_embeddings}
+    if image_mode == ONEVISION:
+        return LlavaOnevisionConfig(**shapes, **tiles, **settings, vision_aspect_ratio=ONEVISION)
+    return LlavaNextConfig(**shapes, **one_tile, **tiles, **settings)
 
 
-def _join(tower: PreTrainedModel, text: PreTrainedModel, config: LlavaConfig | LlavaNextConfig) -> PreTrainedModel:
+def _join(tower: PreTrainedModel, text: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     model.model.vision_tower = tower
     model.model.language_model = text.base_model
     model.lm_head = _head(text)
     model.model.multi_modal_projector = _new_projector(config)
-    if isinstance(config, LlavaNextConfig):
+    if not isinstance(config, LlavaConfig):
         width = config.text_config.hidden_size
         model.model.image_newline = nn.Parameter(torch.randn(width) / width**0.5)  # as transformers starts it
     return model
@@ -236,7 +250,7 @@ def _head(text: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def _new_projector(config: LlavaConfig | LlavaNextConfig) -> LlavaMultiModalProjector:
+def _new_projector(config: PreTrainedConfig) -> LlavaMultiModalProjector:
     """The projector as the original LLaVA starts it: torch's own start of linear layers.
 
     A linear projector is the two-layer class with nothing between the layers and the identity as the second one.

@@ -32,6 +32,7 @@ class Batch:
     lengths: Tensor  # (N,) int64, tokens of each example, always on the CPU
     positions: Tensor | None = None  # packed: (1, S) int64, of each token in its example
     image_sizes: Tensor | None = None  # (I, 2) int64, height and width of each picture in tiles, always on the CPU
+    squeezed: Tensor | None = None  # (I,) bool, on the CPU: one tile all the same; OneVision's, several in an example
     features: Tensor | None = None  # (T, P, V), what the vision tower sees in the pictures, where it is known already
 
     @property
@@ -66,7 +67,7 @@ def pad(examples: Sequence[Encoded], pad_id: int) -> Batch:
         length = len(example.input_ids)
         input_ids[row, :length] = example.input_ids
         labels[row, :length] = _labels(example)
-    return Batch(input_ids, labels, _pixels(examples), _lengths(examples), image_sizes=_image_sizes(examples))
+    return Batch(input_ids, labels, _pixels(examples), _lengths(examples), **_tiles(examples))
 
 
 def pack(examples: Sequence[Encoded]) -> Batch:
@@ -74,8 +75,9 @@ def pack(examples: Sequence[Encoded]) -> Batch:
     input_ids = torch.cat([example.input_ids for example in examples])
     labels = torch.cat([_labels(example) for example in examples])
     positions = torch.cat([torch.arange(len(example.input_ids)) for example in examples])
-    pixels, sizes = _pixels(examples), _image_sizes(examples)
-    return Batch(input_ids[None], labels[None], pixels, _lengths(examples), positions[None], sizes)
+    return Batch(
+        input_ids[None], labels[None], _pixels(examples), _lengths(examples), positions[None], **_tiles(examples)
+    )
 
 
 def _labels(example: Encoded) -> Tensor:
@@ -89,9 +91,16 @@ def _pixels(examples: Sequence[Encoded]) -> Tensor | None:
     return torch.cat(pixels) if pixels else None
 
 
-def _image_sizes(examples: Sequence[Encoded]) -> Tensor | None:
-    sizes = [example.shapes["image_sizes"] for example in examples if "image_sizes" in example.shapes]
-    return torch.cat(sizes) if sizes else None
+def _tiles(examples: Sequence[Encoded]) -> dict[str, Tensor]:
+    """What a batch says of pictures in tiles, where the model sees tiles."""
+    shapes = [example.shapes for example in examples if "image_sizes" in example.shapes]
+    if not shapes:
+        return {}
+    tiles = {"image_sizes": torch.cat([shape["image_sizes"] for shape in shapes])}
+    if "batch_num_images" in shapes[0]:
+        together = torch.cat([shape["batch_num_images"] for shape in shapes])
+        tiles["squeezed"] = (together > 1).repeat_interleave(together)
+    return tiles
 
 
 def _lengths(examples: Sequence[Encoded]) -> Tensor:

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedModel
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from finetune.collate import IGNORE, Batch
 from finetune.stages import part_of, used_layers
-from llava_app.errors import TrainingError
 from llava_app.tiles import tiling_of
 
 
@@ -16,8 +15,6 @@ class SupervisedLoss(nn.Module):
 
     def __init__(self, llava: LlavaForConditionalGeneration) -> None:
         super().__init__()
-        if llava.config.model_type == "llava_onevision":
-            raise TrainingError("A OneVision model cannot be trained here yet. Choose a LLaVA-1.5 or 1.6 as the base.")
         self.llava = llava
 
     def forward(self, batch: Batch) -> Tensor:
@@ -30,7 +27,7 @@ class SupervisedLoss(nn.Module):
             projector = self.llava.model.multi_modal_projector
             seen = projector(features_IPV.to(projector.linear_1.weight.dtype)).to(embeds_BSD.dtype)
             if batch.image_sizes is not None:
-                seen = _rows_of_tiles(self.llava, seen, batch.image_sizes)
+                seen = _rows_of_tiles(self.llava, seen, batch.image_sizes, batch.squeezed)
             places = (batch.input_ids == self.llava.config.image_token_id)[..., None]
             embeds_BSD = embeds_BSD.masked_scatter(places, seen)
         hidden_BSD = self.llava.model.language_model(
@@ -52,16 +49,22 @@ class SupervisedLoss(nn.Module):
         return torch.stack(weights).sum() if weights else torch.zeros(())
 
 
-def _rows_of_tiles(llava: LlavaNextForConditionalGeneration, seen_TPD: Tensor, sizes_I2: Tensor) -> Tensor:
+PACKING = {"llava_next": "vision_feature_select_strategy", "llava_onevision": "vision_aspect_ratio"}
+
+
+def _rows_of_tiles(llava: PreTrainedModel, seen_TPD: Tensor, sizes_I2: Tensor, squeezed_I: Tensor | None) -> Tensor:
     """The features of tiles in the order of the pictures' rows, without those of the padding, (S, D)."""
     config = llava.config
     tiling = tiling_of(config)
     counts = [tiling.tiles(width, height) for height, width in sizes_I2.tolist()]
+    if squeezed_I is not None:
+        counts = [1 if alone else count for count, alone in zip(counts, squeezed_I.tolist(), strict=True)]
+    setting = PACKING[config.model_type]
     packed, _ = llava.model.pack_image_features(
         seen_TPD.split(counts),
         sizes_I2.tolist(),
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
         image_newline=llava.model.image_newline,
+        **{setting: getattr(config, setting)},
     )
     return torch.cat(packed)
 

@@ -181,8 +181,11 @@ def _tiles(config: PretrainedConfig, _: str) -> dict[str, Any]:
 
 
 def _onevision_needs(config: PretrainedConfig) -> dict[str, Any]:
-    tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    return {"num_image_tokens": tokens, "vision_aspect_ratio": config.vision_aspect_ratio}
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    return {
+        "num_image_tokens": patches + _tower(config).class_tokens,
+        "vision_aspect_ratio": config.vision_aspect_ratio,
+    }
 
 
 _KINDS = {

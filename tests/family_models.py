@@ -1,8 +1,10 @@
 """A tiny LLaVA of random weights of each class that the app knows, and of several language models and towers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     AutoModelForImageTextToText,
@@ -19,9 +21,15 @@ from transformers import (
 )
 
 from llava_app.checkpoints import Card, read_card, write_card
+from llava_app.conversation import Conversation
+from llava_app.engine import Sampling
+from llava_app.engine.local import LocalEngine
+from llava_app.loading import Loaded, load
 from llava_app.processors import make_processor
+from llava_app.prompts import encode
 from tests.fixtures_model import SPECIALS, byte_tokenizer
 
+GREEDY = Sampling(temperature=0, max_new_tokens=12)
 SIDE, PATCH = 28, 7
 VISION: dict[str, Any] = {
     "hidden_size": 32,
@@ -96,3 +104,45 @@ def write_family_model(folder: Path, config: PretrainedConfig, *, template: str 
     card = Card(config.model_type, str(folder), "run", stage="instruct", template=template, image_mode=mode)
     write_card(folder, card)
     return read_card(folder)
+
+
+@pytest.fixture(scope="session", params=CONFIGS)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """A model of each class, loaded."""
+    folder = tmp_path_factory.mktemp("family") / request.param
+    return load(write_family_model(folder, CONFIGS[request.param]()), "float32")
+
+
+@pytest.fixture
+def family_engine(family: Loaded) -> Iterator[LocalEngine]:
+    """An engine of its own for each test."""
+    engine = LocalEngine(family)
+    yield engine
+    engine.close()
+
+
+def answer(engine: LocalEngine, conversation: Conversation) -> str:
+    """What the engine answers, greedily."""
+    return "".join(piece.text for piece in engine.answer(conversation, GREEDY))
+
+
+def generated(loaded: Loaded, conversation: Conversation) -> str:
+    """What `model.generate` answers to the same inputs."""
+    encoded = encode(conversation, loaded.processor, open_answer=True)
+    pixels: dict[str, Any] = {} if encoded.pixel_values is None else {"pixel_values": encoded.pixel_values}
+    return generated_from(loaded, encoded.input_ids, **pixels, **encoded.shapes)
+
+
+def generated_from(loaded: Loaded, input_ids: torch.Tensor, **inputs: torch.Tensor) -> str:
+    """What `model.generate` answers to these inputs, (S,) tokens and what goes with them."""
+    ids = input_ids[None]
+    output = loaded.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=GREEDY.max_new_tokens,
+        suppress_tokens=[loaded.model.config.image_token_id],
+        **inputs,
+    )
+    text: str = loaded.processor.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    return text.removeprefix(" ")

@@ -1,27 +1,22 @@
 """Clips: evenly chosen frames with their times, bounded, and shown to each class of model as it knows them."""
 
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import GenerationConfig
 
 from llava_app import video
 from llava_app.conversation import Conversation
-from llava_app.engine import Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.errors import VideoError
-from llava_app.loading import Loaded, load
-from llava_app.prompts import encode, prepare_clip, tokenise
+from llava_app.loading import Loaded
+from llava_app.prompts import prepare_clip, tokenise
 from llava_app.video import Clip, open_clip
-from tests.family_models import CONFIGS, write_family_model
+from tests.family_models import GREEDY, generated, generated_from
 
-GREEDY = Sampling(temperature=0, max_new_tokens=12)
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9", "gif": "gif"}
 
 
@@ -116,50 +111,28 @@ def test_thinning_keeps_what_is_in_the_middle_of_each_part(mp4: bytes) -> None:
     assert clip.thinned(1).seconds == clip.seconds
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    folder = tmp_path_factory.mktemp("family") / request.param
-    return load(write_family_model(folder, CONFIGS[request.param]()), "float32")
-
-
-@pytest.fixture
-def engine(loaded: Loaded) -> Iterator[LocalEngine]:
-    engine = LocalEngine(loaded)
-    yield engine
-    engine.close()
-
-
-def generated(loaded: Loaded, conversation: Conversation, clip: Clip) -> str:
+def generated_about(loaded: Loaded, conversation: Conversation, clip: Clip) -> str:
     """What `generate` answers: OneVision to the clip, the others to its frames as pictures."""
-    tokenizer, config = loaded.processor.tokenizer, loaded.model.config
-    if config.model_type == "llava_onevision":
-        seen = prepare_clip(clip, loaded.processor)
-        ids_S, _ = tokenise(conversation, loaded.processor, picture_tokens=[seen.tokens], open_answer=True)
-        ids = ids_S.where(ids_S != config.image_token_id, config.video_token_id)[None]
-        inputs = {"pixel_values_videos": seen.pixel_values[None]}
-    else:
-        encoded = encode(conversation, loaded.processor, open_answer=True)
-        ids, inputs = encoded.input_ids[None], {"pixel_values": encoded.pixel_values, **encoded.shapes}
-    settings = GenerationConfig(
-        max_new_tokens=GREEDY.max_new_tokens, eos_token_id=1, pad_token_id=2, suppress_tokens=[config.image_token_id]
-    )
-    output = loaded.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, **inputs
-    )
-    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).removeprefix(" ")
+    config = loaded.model.config
+    if config.model_type != "llava_onevision":
+        return generated(loaded, conversation)
+    seen = prepare_clip(clip, loaded.processor)
+    ids_S, _ = tokenise(conversation, loaded.processor, picture_tokens=[seen.tokens], open_answer=True)
+    ids_S = ids_S.where(ids_S != config.image_token_id, config.video_token_id)
+    return generated_from(loaded, ids_S, pixel_values_videos=seen.pixel_values[None])
 
 
-def test_a_clip_is_answered_as_generate_answers_it(engine: LocalEngine, loaded: Loaded, mp4: bytes) -> None:
+def test_a_clip_is_answered_as_generate_answers_it(family_engine: LocalEngine, family: Loaded, mp4: bytes) -> None:
     clip = open_clip(mp4, frames=3)
     asked = Conversation().ask("What happens?", [clip])
-    pieces = list(engine.answer(asked, GREEDY))
-    assert "".join(piece.text for piece in pieces) == generated(loaded, asked, clip)
-    expected = "sees 3 frames of the clip" if loaded.card.name == "llava_onevision" else "3 frames as separate pictures"
+    pieces = list(family_engine.answer(asked, GREEDY))
+    assert "".join(piece.text for piece in pieces) == generated_about(family, asked, clip)
+    expected = "sees 3 frames of the clip" if family.card.name == "llava_onevision" else "3 frames as separate pictures"
     assert expected in (pieces[0].left_out or "")
 
 
-def test_a_long_clip_is_thinned_to_what_fits(engine: LocalEngine, mp4: bytes) -> None:
+def test_a_long_clip_is_thinned_to_what_fits(family_engine: LocalEngine, mp4: bytes) -> None:
     asked = Conversation().ask("What happens?", [open_clip(mp4, frames=32)] * 3)
-    pieces = list(engine.answer(asked, GREEDY))
+    pieces = list(family_engine.answer(asked, GREEDY))
     assert pieces[-1].finish in ("stop", "length")
     assert "frames" in (pieces[0].left_out or "")

@@ -16,7 +16,7 @@ from finetune.evaluate.suites import SUITES, build, name_of
 from llava_app.checkpoints import Card, find
 
 EVALUATIONS = Path("evaluations")
-ASKING = ("suite", "unseen", "captions", "described", "unshown", "pairs")  # of memeworld
+ASKING = ("suite", "unseen", "captions", "described", "unshown", "pairs", "clips", "small-print")  # of memeworld
 
 
 def main(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ def build(options: argparse.Namespace, judge: Judge | None, folder: Path) -> Sui
 
 
 def _memeworld(options: argparse.Namespace, _judge: Judge | None, _folder: Path) -> Suite:
-    from finetune.evaluate import memeworld, pairs
+    from finetune.evaluate import clips, memeworld, pairs, small_print
 
     limit = options.limit or MEMEWORLD_QUESTIONS
     how = {"split": options.split, "limit": limit, "swap_pictures": options.swap_pictures}
-    asked = pairs.questions(**how) if options.ask == "pairs" else memeworld.questions(asking=options.ask, **how)
-    return memeworld.suite(name_of(options), asked)
+    lessons = {"pairs": pairs.questions, "clips": clips.questions, "small-print": small_print.questions}
+    questions = lessons.get(options.ask) or partial(memeworld.questions, asking=options.ask)
+    return memeworld.suite(name_of(options), questions(**how))
 
 
 def _memeworld_name(options: argparse.Namespace) -> str:

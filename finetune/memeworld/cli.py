@@ -22,10 +22,15 @@ class Plan:
     texts: int = 8_000
     align_steps: int = 500
     instruct_steps: int = 2_300
+    small_print: int = 1_200
+    pairs: int = 6_000
+    clips: int = 1_500
+    rehearsal: int = 1_500
+    questions: int | None = None  # of each measurement of "anyres" and "several"; None: as many as the suite has
     processes: int = 2
 
 
-SMOKE = Plan(Path("data/memeworld-smoke"), 256, 8, 8, 128, 32, 2, 2)
+SMOKE = Plan(Path("data/memeworld-smoke"), 256, 8, 8, 128, 32, 2, 2, 32, 32, 32, 32, 8)
 
 
 def main(arguments: list[str]) -> None:
@@ -98,14 +103,51 @@ def _show(plan: Plan) -> None:
     write_sheet(LocalEngine(load(built_in())), Path("examples/memeworld-sheet.png"))
 
 
+def _anyres(plan: Plan) -> None:
+    """Small print, learned in tiles by one copy of the shipped model and in one squeezed picture by another."""
+    from finetune.memeworld.small_print import with_tiles, write_small_print
+    from llava_app.checkpoints import DEMO, built_in
+
+    data = write_small_print(plan.folder, count=plan.small_print)
+    tiled = plan.folder / "memeworld-tiles"
+    if not (tiled / "card.json").exists():
+        with_tiles(built_in(), tiled)
+    for base, name in ((tiled, "tiles"), (DEMO / TUNED, "squeezed")):
+        run = f"{plan.folder.name}-{name}"
+        _train("instruct", run, "--base", base, "--data", data, "--recipe", "memeworld_anyres")
+        _measure(run, plan, "small-print")
+
+
+def _several(plan: Plan) -> None:
+    """Pairs and clips, learned by a copy of the shipped model that rehearses what it knew."""
+    from finetune.memeworld.several import write_several
+    from llava_app.checkpoints import DEMO
+
+    data = write_several(
+        plan.folder, pairs=plan.pairs, clips=plan.clips, rehearsal=plan.rehearsal, processes=plan.processes
+    )
+    run = f"{plan.folder.name}-several"
+    _train("instruct", run, "--base", DEMO / TUNED, "--data", data, "--recipe", "memeworld_several")
+    for asking in ("pairs", "clips", "suite"):
+        _measure(run, plan, asking)
+
+
 def _stage(stage: str, plan: Plan, *, base: Path, name: str, steps: int) -> None:
     from finetune.memeworld.pretrain import worth_compiling
 
     settings = [f"max_steps={steps}", f"compile={str(worth_compiling(steps)).lower()}"]
-    if (Path("runs") / name / "run.yaml").exists():
-        _finetune(stage, "--name", name, "--resume")
-    else:
-        _finetune(stage, "--name", name, "--base", base, "--data", plan.folder / f"{stage}.json", *settings)
+    _train(stage, name, "--base", base, "--data", plan.folder / f"{stage}.json", *settings)
+
+
+def _train(stage: str, name: str, *settings: str | Path) -> None:
+    """Start the run of this name, or go on with it."""
+    begun = (Path("runs") / name / "run.yaml").exists()
+    _finetune(stage, "--name", name, *(["--resume"] if begun else settings))
+
+
+def _measure(run: str, plan: Plan, asking: str) -> None:
+    fewer = ["--limit", str(plan.questions)] if plan.questions else []
+    _finetune("evaluate", Path("runs") / run, "memeworld", "--ask", asking, *fewer)
 
 
 def _finetune(*arguments: str | Path) -> None:
@@ -121,4 +163,9 @@ STEPS: dict[str, Callable[[Plan], None]] = {
     "align": _align,
     "instruct": _instruct,
 }
-ON_REQUEST: dict[str, Callable[[Plan], None]] = {"ship": _ship, "show": _show}  # replace what lies in the repository
+ON_REQUEST: dict[str, Callable[[Plan], None]] = {
+    "anyres": _anyres,
+    "several": _several,
+    "ship": _ship,  # this and the next replace what lies in the repository
+    "show": _show,
+}

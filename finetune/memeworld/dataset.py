@@ -12,7 +12,7 @@ from tqdm import tqdm
 from finetune.memeworld import talk
 from finetune.memeworld.corpus import text_conversation
 from finetune.memeworld.draw import draw
-from finetune.memeworld.world import make_scene
+from finetune.memeworld.world import Scene, make_scene
 from llava_app.conversation import IMAGE_MARK, to_record
 
 TURNS = (5, 9)  # questions of a dialogue, fewest and most
@@ -37,8 +37,8 @@ def make_dataset(folder: Path, *, pictures: int, texts: int, processes: int) -> 
         drawn = pool.imap(_Painter(folder), range(pictures), chunksize=64)
         pairs = list(tqdm(drawn, total=pictures, desc="drawing", unit=" pictures"))
     spoken = [to_record(text_conversation(random.Random(f"words/{i}")), f"words-{i}") for i in range(texts)]
-    _write(records.align, [caption for caption, _ in pairs])
-    _write(records.instruct, [dialogue for _, dialogue in pairs] + spoken)
+    write_records(records.align, [caption for caption, _ in pairs])
+    write_records(records.instruct, [dialogue for _, dialogue in pairs] + spoken)
     return records
 
 
@@ -54,24 +54,30 @@ class _Painter:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(scene, index).save(path, compress_level=1)
-        rng = random.Random(f"dialogue/{index}")
-        exchanges = talk.dialogue(rng, scene, rng.randint(*TURNS))
-        caption = [(f"{IMAGE_MARK}\nWrite a caption.", talk.caption(scene))]
-        asked = [(exchange.question, exchange.answer) for exchange in exchanges]
-        asked[0] = (f"{IMAGE_MARK}\n{asked[0][0]}", asked[0][1])
-        return _record(index, name, caption), _record(index, name, asked)
+        caption = [("Write a caption.", talk.caption(scene))]
+        return picture_record(f"train-{index:06}", [name], caption), dialogue_record(scene, index, name)
 
 
-def _record(index: int, image: str, exchanges: list[tuple[str, str]]) -> dict[str, Any]:
+def dialogue_record(scene: Scene, index: int, image: str) -> dict[str, Any]:
+    """The record of a dialogue about the picture of a scene."""
+    rng = random.Random(f"dialogue/{index}")
+    exchanges = talk.dialogue(rng, scene, rng.randint(*TURNS))
+    return picture_record(f"train-{index:06}", [image], [(said.question, said.answer) for said in exchanges])
+
+
+def picture_record(identifier: str, images: list[str], exchanges: list[tuple[str, str]]) -> dict[str, Any]:
+    """A LLaVA record of questions and answers, with its pictures before the first question."""
     said = [
         {"from": speaker, "value": value}
         for turn in exchanges
         for speaker, value in zip(("human", "gpt"), turn, strict=True)
     ]
-    return {"id": f"train-{index:06}", "image": image, "conversations": said}
+    said[0]["value"] = "".join(f"{IMAGE_MARK}\n" for _ in images) + said[0]["value"]
+    return {"id": identifier, "image": images if len(images) > 1 else images[0], "conversations": said}
 
 
-def _write(path: Path, records: list[dict[str, Any]]) -> None:
+def write_records(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a data file, whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", encoding="utf-8")
     partial.replace(path)

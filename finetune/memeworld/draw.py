@@ -70,13 +70,13 @@ def draw(scene: Scene, seed: int, side: int = 224, *, repainted: bool = False) -
     canvas = ImageDraw.Draw(image)
     PAINT_BACKGROUND[scene.background](canvas, rng, side)
     for thing in scene.things:
-        pose = _pose(rng, thing)
+        pose = pose_of(rng, thing)
         if repainted:
             pose = replace(pose, colour=_between_colours(random.Random(f"repaint/{seed}/{thing.place}")))
-        _draw_thing(canvas, thing, pose, side)
+        draw_thing(canvas, thing, pose, side)
     for line, centre in zip(scene.lines(), (TEXT_CENTRE, 1 - TEXT_CENTRE), strict=True):
         if line:
-            _draw_line(canvas, line, centre, side, scale=rng.uniform(0.92, 1.0))
+            write_line(canvas, line, (side / 2, centre * side), side=side, scale=rng.uniform(0.92, 1.0))
     return image
 
 
@@ -87,7 +87,7 @@ def label(scene: Scene, seed: int) -> PatchLabels:
     cover = Image.new("L", (14 * GRID, 14 * GRID))
     canvas = ImageDraw.Draw(cover)
     for number, thing in enumerate(scene.things, 1):
-        for points in _placed(thing, _pose(rng, thing), 14 * GRID):
+        for points in _placed(thing, pose_of(rng, thing), 14 * GRID):
             canvas.polygon(points, fill=number)
     owner = _owners(np.asarray(cover), len(scene.things))
     word = np.zeros((GRID, GRID), np.uint8)
@@ -114,7 +114,7 @@ def boxes(scene: Scene, seed: int) -> list[tuple[float, float, float, float]]:
     PAINT_BACKGROUND[scene.background](None, rng, 1)
     found = []
     for thing in scene.things:
-        points = [point for polygon in _placed(thing, _pose(rng, thing), 1) for point in polygon]
+        points = [point for polygon in _placed(thing, pose_of(rng, thing), 1) for point in polygon]
         across, down = ([min(1.0, max(0.0, round(value, 3))) for value in axis] for axis in zip(*points, strict=True))
         found.append((min(across), min(down), max(across), max(down)))
     return found
@@ -132,6 +132,8 @@ def _owners(cover: np.ndarray, things: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pose:
+    """Where a thing's middle is and how large it is, in sides of the picture, and how it is turned and coloured."""
+
     x: float
     y: float
     radius: float
@@ -141,7 +143,8 @@ class Pose:
     colour: RGB
 
 
-def _pose(rng: random.Random, thing: Thing) -> Pose:
+def pose_of(rng: random.Random, thing: Thing) -> Pose:
+    """How a thing stands in its place, as chance wants it."""
     radius = rng.uniform(*RADIUS[thing.size])
     return Pose(
         x=SLOTS[thing.place] + rng.uniform(-0.015, 0.015),
@@ -182,7 +185,8 @@ def _placed(thing: Thing, pose: Pose, side: int) -> list[list[Point]]:
     return [[place(point) for point in points] for _, points in SHAPES[thing.kind]]
 
 
-def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, pose: Pose, side: int) -> None:
+def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, pose: Pose, side: int) -> None:
+    """Paint a thing as it stands on a picture of `side` × `side` pixels."""
     red, green, blue = pose.colour
     paints: dict[str, RGB] = {
         "body": pose.colour,
@@ -211,11 +215,10 @@ def _font_pixels(line: str, side: int, scale: float) -> int:
     return max(6, int(min(pixels, widest / length)))
 
 
-def _draw_line(canvas: ImageDraw.ImageDraw, line: str, centre: float, side: int, scale: float) -> None:
+def write_line(canvas: ImageDraw.ImageDraw, line: str, middle: Point, *, side: int, scale: float) -> None:
+    """Write a line around `middle` (pixels), as large as it is on a picture of `side` × `side` pixels."""
     font = _font(_font_pixels(line, side, scale))
-    canvas.text(
-        (side / 2, centre * side), line, "white", font, anchor="mm", stroke_width=max(1, side // 90), stroke_fill=INK
-    )
+    canvas.text(middle, line, "white", font, anchor="mm", stroke_width=max(1, side // 90), stroke_fill=INK)
 
 
 def _words_of_patches(line: str, scale: float) -> np.ndarray:

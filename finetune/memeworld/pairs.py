@@ -4,7 +4,6 @@ python -m finetune.memeworld.pairs FOLDER --count N writes them as LLaVA records
 """
 
 import argparse
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,10 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from finetune.memeworld.dataset import picture_record, write_records
 from finetune.memeworld.draw import draw
 from finetune.memeworld.talk import BACKGROUND
 from finetune.memeworld.world import BACKGROUNDS, COLOURS, HELD_OUT, KINDS, SIZES, Scene, Thing, make_scene, plural
-from llava_app.conversation import IMAGE_MARK
 
 WHICH = (
     "Which of the two pictures has the {thing}?",
@@ -68,9 +67,8 @@ def which_answer(first: Scene, second: Scene, kind: str) -> str:
 def write_pairs(folder: Path, *, count: int) -> Path:
     """Draw `count` pairs of the split "train" into `folder`; returns the file of their records."""
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
-    records = [_record(folder, index) for index in range(count)]
     path = folder / "pairs.json"
-    path.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", encoding="utf-8")
+    write_records(path, [_record(folder, index) for index in range(count)])
     return path
 
 
@@ -79,9 +77,7 @@ def _record(folder: Path, index: int) -> dict[str, Any]:
     names = [f"pairs/{index:06}-{place}.png" for place in (1, 2)]
     for name, picture in zip(names, pair.pictures(), strict=True):
         picture.save(folder / name, compress_level=1)
-    asked = {"from": "human", "value": f"{IMAGE_MARK}\n{IMAGE_MARK}\n{pair.question}"}
-    said = {"from": "gpt", "value": pair.answer}
-    return {"id": f"pair-{index:06}", "image": names, "conversations": [asked, said]}
+    return picture_record(f"pair-{index:06}", names, [(pair.question, pair.answer)])
 
 
 def _bare(scene: Scene) -> Scene:

@@ -145,6 +145,7 @@ SHAPES: dict[str, list[Part]] = {
         ("light", [(0.05, -0.7), (0.15, -1.0), (0.25, -1.0), (0.15, -0.7)]),
     ],
     "heart": [("body", _heart())],
+    "ball": [("body", oval(0, 0, 0.95)), ("light", oval(0, 0, 0.95, 0.22))],  # of clips only
     "moon": [("body", _moon())],
     "rocket": [
         (FLAME, [(-0.22, 0.55), (0, 1.05), (0.22, 0.55)]),

@@ -1,5 +1,6 @@
 """Any language model and any eyes: assembled, trained through both stages, saved, loaded, and talked to."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,18 @@ from transformers import (
 from finetune.assemble import assemble
 from finetune.checkpoint import save_model
 from finetune.stages import apply_stage, trainable
-from llava_app.checkpoints import Card, read_card, write_card
+from llava_app.checkpoints import Card, catalogue, write_card
 from llava_app.conversation import Conversation
-from llava_app.engine import Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.errors import ModelError
 from llava_app.images import Picture
 from llava_app.loading import Loaded, load
 from llava_app.prompts import encode
+from tests.family_models import answer, generated
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
+    "hidden_size": 64,  # fewer cannot be had in 4 bits on a CPU
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
@@ -55,9 +56,9 @@ LANGUAGES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "phi": (PhiConfig, PhiForCausalLM, {}),
     "phi3": (Phi3Config, Phi3ForCausalLM, {"pad_token_id": 1}),
-    "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 16, "num_key_value_heads": 1}),
+    "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 32, "num_key_value_heads": 1}),
 }
-RED = Picture(Image.new("RGB", (60, 30), "red"), "red")
+RED, GREEN = (Picture(Image.new("RGB", (60, 30), colour), colour) for colour in ("red", "green"))
 TALK = Conversation().ask("Which colour?", [RED]).answer("It is red.")
 
 
@@ -104,8 +105,8 @@ def learn(model: PreTrainedModel, loaded: Loaded, stage: str) -> set[str]:
     return {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
 
 
-def through_both_stages(card: Card, out: Path) -> None:
-    """Stage 1, stage 2, save, load, and an answer; each stage moves its own parts and no others."""
+def through_both_stages(card: Card, runs: Path) -> None:
+    """Stage 1, stage 2, save, catalogue, load, and answers; each stage moves its own parts and no others."""
     loaded = load(card, "float32")
     model = loaded.model
     aligned = learn(model, loaded, "align")
@@ -114,31 +115,26 @@ def through_both_stages(card: Card, out: Path) -> None:
     instructed = learn(model, loaded, "instruct")
     assert any("language_model" in name for name in instructed)
     assert not any("vision_tower" in name for name in aligned | instructed)
-    save_model(out, model, model.state_dict(), processor=loaded.processor, dtype=torch.float32)
-    write_card(out, Card(out.name, str(out), "run", "instruct", card.template, card.image_mode))
-    again = load(read_card(out), "float32")
+    save_model(runs / "out", model, model.state_dict(), processor=loaded.processor, dtype=torch.float32)
+    write_card(runs / "out", Card("out", str(runs / "out"), "run", "instruct", card.template, card.image_mode))
+    (listed,) = (each for each in catalogue(runs) if each.kind == "run")
+    again = load(listed, "float32")
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in again.model.state_dict().items())
-    expected = generated(again, TALK.ask("Why?"))
-    engine = LocalEngine(again)
-    pieces = list(engine.answer(TALK.ask("Why?"), Sampling(temperature=0, max_new_tokens=6)))
+    answers_as_generate(again)
+    answers_as_generate(load(listed, "4bit"))
+
+
+def answers_as_generate(loaded: Loaded) -> None:
+    """Alone, from the cache, and two people at once."""
+    people = [TALK.ask("Why?"), Conversation().ask("What?", [RED, GREEN])]
+    expected = [generated(loaded, conversation) for conversation in people]
+    engine = LocalEngine(loaded)
+    assert [answer(engine, conversation) for conversation in people] == expected
+    assert answer(engine, people[0]) == expected[0]
+    assert engine.snapshot().tokens_reused > 0
+    with ThreadPoolExecutor(2) as both:
+        assert list(both.map(lambda conversation: answer(engine, conversation), people)) == expected
     engine.close()
-    assert "".join(piece.text for piece in pieces) == expected
-
-
-def generated(loaded: Loaded, conversation: Conversation) -> str:
-    """What `model.generate` answers."""
-    encoded = encode(conversation, loaded.processor, open_answer=True)
-    ids = encoded.input_ids[None]
-    output = loaded.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=encoded.pixel_values,
-        max_new_tokens=6,
-        do_sample=False,
-        **encoded.shapes,
-    )
-    text = loaded.processor.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-    return text.removeprefix(" ")
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
@@ -146,7 +142,7 @@ def test_every_kind_of_language_model_learns_to_see_and_answers(tmp_path: Path, 
     language = write_language(tmp_path / "language", name, tokenizer())
     card = assemble(write_tower(tmp_path / "eyes", "clip"), language, tmp_path / "base", dtype=torch.float32)
     assert card.template == ("mistral_instruct" if name == "mistral" else "vicuna_v1")
-    through_both_stages(card, tmp_path / "out")
+    through_both_stages(card, tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +154,7 @@ def test_every_kind_of_language_model_learns_to_see_and_answers(tmp_path: Path, 
         ("siglip", {}, 4),
         ("clip", {"image_mode": "anyres"}, 4 + 2 * 4 + 2),
         ("siglip", {"image_mode": "anyres"}, 4 + 2 * 4 + 2),
+        ("siglip", {"image_mode": "anyres_max_9"}, 4 + 4 * (3 * 2 + 1)),
     ],
 )
 def test_every_kind_of_eyes_is_read_as_asked(
@@ -169,7 +166,7 @@ def test_every_kind_of_eyes_is_read_as_asked(
     loaded = load(card, "float32")
     ids = encode(TALK, loaded.processor, open_answer=False).input_ids
     assert int((ids == loaded.model.config.image_token_id).sum()) == features
-    through_both_stages(card, tmp_path / "out")
+    through_both_stages(card, tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
