@@ -2,7 +2,9 @@ import io
 import logging
 import math
 import shutil
+import threading
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from llava_app import loading
-from llava_app.checkpoints import Card
+from llava_app.checkpoints import Card, read_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.local import LocalEngine
@@ -264,6 +266,31 @@ def test_a_second_question_is_refused_while_the_answer_to_the_first_comes(
     assert handlers.settle(tab, talk) == page.UNCHANGED
     assert list(stream)  # the first goes on
     assert handlers.settle(tab, talk)[0].conversation.turns[0].finish == "length"
+
+
+def test_who_waits_for_a_row_sees_the_place_in_the_queue(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = loading.load(read_card(runs / "tiny"), "float32")
+    engine = LocalEngine(tiny, plan=replace(tiny.plan, rows=1))
+    step, held = engine._worker._decoder.step, threading.Event()
+    monkeypatch.setattr(engine._worker._decoder, "step", lambda *parts: held.wait(30) and step(*parts))
+    models = Models(lambda card: Ready(engine, ""), lambda: (models.cards()["run/tiny"], ""), runs=runs)
+    models.start()
+    alone, told = Handlers(models, []), ["Reading …", "you are next …", "1 before you …"]
+    tabs = [Tab() for _ in told]
+    talks = [alone.send(message("Me?"), tab, Talk(), "run/tiny", *SHORT)[0] for tab in tabs]
+    streams = [alone.stream(tab, talk) for tab, talk in zip(tabs, talks, strict=True)]
+    for stream, phase in zip(streams, told, strict=True):
+        assert next(shown for shown in stream if phase in footer(shown))
+    held.set()
+    assert all(list(stream) for stream in streams)
+    settled = [alone.settle(tab, talk)[0] for tab, talk in zip(tabs, talks, strict=True)]
+    assert [talk.conversation.turns[0].finish for talk in settled] == ["length"] * 3
+    engine.close()
+
+
+def footer(shown: Any) -> str:
+    """The small line under the last answer."""
+    return shown[-1]["content"][-1].get("value", "")
 
 
 def test_after_stop_a_new_question_need_not_wait(handlers: Handlers) -> None:

@@ -112,10 +112,10 @@ class ProcessEngine:
         """Stream the answer to the open last turn; see `Engine.answer`."""
         line, engine = self._where()
         number, arrivals = line.send("answer", engine, conversation, sampling)
-        piece = Piece("", phase="queued")
+        piece = Piece("", phase="reading")
         try:
             while piece.finish is None:
-                piece = collect(arrivals, piece.phase)
+                piece = collect(arrivals, Piece("", phase=piece.phase, wait=piece.wait))
                 yield piece
         finally:
             line.forget(number)
@@ -259,13 +259,13 @@ class _Host:
     def _answer(
         self, number: int, engine: int, conversation: Conversation, sampling: Sampling, *, given_up: threading.Event
     ) -> None:
-        phase = ""
+        told: tuple[Any, ...] = ()
         for piece in self._engines[engine].answer(conversation, sampling):
             if given_up.is_set():
                 return
-            if piece.text or piece.finish or piece.left_out or piece.phase != phase:
+            if piece.text or piece.finish or piece.left_out or (piece.phase, piece.wait) != told:
                 self._send(number, piece)
-            phase = piece.phase
+            told = piece.phase, piece.wait
 
     def _snapshot(self, engine: int) -> Snapshot | None:
         return self._engines[engine].snapshot()

@@ -23,7 +23,7 @@ from llava_app.checkpoints import Card
 from llava_app.errors import ContextError, ImageError, UserError
 from llava_app.images import open_image
 from llava_app.ui.asked import Asked, Tab
-from llava_app.ui.display import Talk, activity, choices, facts, messages, status
+from llava_app.ui.display import Talk, activity, choices, doing, facts, messages, status
 from llava_app.ui.examples import Example
 from llava_app.ui.live import Live
 from llava_app.ui.models import Models
@@ -216,7 +216,7 @@ class Handlers:
             yield from _until(ready, talk, f"Loading {card.name} …")
             with closing(reply(ready.result().engine, talk.conversation, asked.sampling)) as answer:
                 for progress in answer:
-                    yield talk.advance(progress), None if progress.phase == "done" else progress.phase
+                    yield talk.advance(progress), doing(progress)
 
 
 def _named(name: str | None, cards: dict[str, Card]) -> str | None:
