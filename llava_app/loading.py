@@ -2,11 +2,10 @@
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HTTPError
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
@@ -19,9 +18,22 @@ from transformers import (
 )
 
 from llava_app.adapters import attach, base_of, check_base
-from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, built_in, read_card
+from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, Outlook, built_in, read_card
 from llava_app.errors import ModelError
-from llava_app.memory import CLASSES, UNQUANTISED, Plan, comfortable, free_bytes, make_plan, need, published_config
+from llava_app.hub import folder_of, here, hub_answers, no_room
+from llava_app.memory import (
+    CLASSES,
+    UNQUANTISED,
+    Need,
+    Plan,
+    comfortable,
+    free_bytes,
+    make_plan,
+    need,
+    parameters,
+    published_config,
+    smallest,
+)
 from llava_app.presets import PRESETS, Preset
 from llava_app.processors import load_processor, make_processor, template_note
 from llava_app.prompts import prepare
@@ -39,9 +51,6 @@ BIG, LIGHT = "LLaVA-1.5-7B", "LLaVA-OneVision-0.5B"  # for a GPU, and for a comp
 SMALL_BYTES = 200e6
 # Tokens per second of a language model of 551 million parameters in bfloat16, measured on 2 CPU cores with AMX.
 LIGHT_SPEED = 20
-
-HUB_TIMEOUT = 5.0  # seconds after which the Hub counts as unreachable
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -64,16 +73,19 @@ def load(card: Card, precision: str = "auto", *, share: float = 1.0) -> Loaded:
     architecture key by key, the processor does not fit the weights, the Hub cannot be reached, or the machine lacks
     the precision.
     """
-    folder = _folder(card)
+    expected = outlook(card, precision, share=share) if card.kind == "hub" else None
+    if expected and expected.refusal:  # before gigabytes are fetched in vain
+        raise ModelError(expected.refusal)
+    folder = folder_of(card)
     if card.template == OWN and (folder / CARD_NAME).is_file():
         card = replace(read_card(folder), name=card.name, source=card.source, kind="hub")
     base = base_of(card, folder)
-    weights = _folder(base) if base else folder
+    weights = folder_of(base) if base else folder
     device = _device()
     precision, why = _choose_precision(precision, weights, device=device)
     try:
         wanted = need(_config(weights), precision)
-        plan = make_plan(wanted, share * free_bytes(device), name=card.name, precision=precision)
+        plan = _planned(wanted, share * free_bytes(device), name=card.name, precision=precision)
         model = _load_model(weights, device, precision=precision)
         if base:
             check_base(card, weights)
@@ -95,10 +107,34 @@ def load(card: Card, precision: str = "auto", *, share: float = 1.0) -> Loaded:
     return Loaded(card, model, processor, device, precision, f"{why} {note}".strip(), plan)
 
 
+def outlook(card: Card, precision: str = "auto", *, share: float = 1.0, given_back: float = 0.0) -> Outlook | None:
+    """What `card` would take of this machine, in a share of its free memory and of what would be `given_back`, bytes.
+
+    None where nothing is known before the download, and for a model on a server. Raises ModelError as `load`.
+    """
+    folder, device = here(card), _device()
+    base = base_of(card, folder) if folder else None
+    if base:
+        return outlook(base, precision, share=share, given_back=given_back)
+    if card.kind == "server" or not (folder or card in HUB_PRESETS):
+        return None
+    config = published_config(_preset(card)) if card in HUB_PRESETS else config_of(card)
+    chosen, _ = _choose_precision(precision, folder, device=device)
+    wanted, count = _measured(card, chosen)
+    free, download = share * (free_bytes(device) + given_back), 0 if folder else 2 * count
+    refusal = no_room(download, name=card.name)
+    try:
+        _planned(wanted, free, name=card.name, precision=chosen)
+    except ModelError as error:
+        refusal = str(error)
+    least = smallest(wanted)
+    return Outlook(config.model_type, count, wanted.positions, chosen, least, free, download, refusal)
+
+
 def config_of(card: Card) -> PretrainedConfig:
     """The model's config, without its weights. Raises ModelError as `load`."""
     try:
-        return _config(_folder(card))
+        return _config(folder_of(card))
     except (OSError, ValueError) as error:
         raise ModelError(f"{card.name} has no config that can be read: {error}. Restore its files.") from error
 
@@ -107,7 +143,7 @@ def processor_of(card: Card) -> ProcessorMixin:
     """The model's processor, without its weights. Raises ModelError as `load`."""
     config = config_of(card)
     try:
-        return load_processor(_folder(card), card, config=config)
+        return load_processor(folder_of(card), card, config=config)
     except (OSError, ValueError) as error:
         raise ModelError(f"{card.name} has no tokenizer that can be read: {error}. Restore its files.") from error
 
@@ -122,16 +158,31 @@ def default_card() -> tuple[Card, str]:
     room = f"The GPU has {free / 1e9:.1f} GB free and {big.name} needs {needed / 1e9:.1f} GB"
     if free < needed:
         return built_in(), f"{room}, so this is the small built-in model."
-    if not _cached(big) and not _hub_answers(big):
+    if not here(big) and not hub_answers(big):
         return built_in(), f"{big.name} is not on this machine and the Hub is out of reach: the small built-in model."
     return big, f"{room}."
 
 
 def why_precision(card: Card) -> str | None:
     """Which precision `load` would choose here, and why; None for a Hub model that has not been downloaded."""
-    if card.kind == "hub" and not _cached(card):
-        return None
-    return _choose_precision("auto", _folder(card), device=_device())[1]
+    folder = here(card)
+    return _choose_precision("auto", folder, device=_device())[1] if folder else None
+
+
+@cache
+def _measured(card: Card, precision: str) -> tuple[Need, int]:
+    """What it needs, and its parameters; that takes a moment, and the page asks it of every model."""
+    config = published_config(_preset(card)) if card in HUB_PRESETS else config_of(card)
+    return need(config, precision), parameters(config)
+
+
+def _planned(wanted: Need, free: float, *, name: str, precision: str) -> Plan:
+    """As `make_plan`; what does not fit is refused with the name of one that does."""
+    try:
+        return make_plan(wanted, free, name=name, precision=precision)
+    except ModelError as error:
+        fit = [card for card in HUB_PRESETS if smallest(_measured(card, precision)[0]) < min(free, smallest(wanted))]
+        raise ModelError(f"{error} {fit[-1].name if fit else 'The built-in model'} fits.") from None
 
 
 def _offer() -> str:
@@ -147,44 +198,14 @@ def _preset(card: Card) -> Preset:
     return next(preset for preset in PRESETS if preset.source == card.source)
 
 
-def _folder(card: Card) -> Path:
-    """Where the files of `card` lie; those of a Hub model are downloaded first unless they are here already."""
-    if card.kind != "hub":
-        return Path(card.source)
-    try:
-        return Path(snapshot_download(card.source, allow_patterns=HUB_FILES, local_files_only=not _hub_answers(card)))
-    except (OSError, HTTPError) as error:
-        raise ModelError(
-            f"{card.name} is not complete on this machine and the Hub did not deliver {card.source}. "
-            "Connect to the internet and try again, or choose the built-in model."
-        ) from error
-
-
-def _hub_answers(card: Card) -> bool:
-    """Whether the Hub offers the model right now: one short question, since downloads would retry for minutes."""
-    try:
-        HfApi().model_info(card.source, timeout=HUB_TIMEOUT)
-    except (OSError, HTTPError):
-        return False
-    return True
-
-
-def _cached(card: Card) -> bool:
-    try:
-        snapshot_download(card.source, allow_patterns=HUB_FILES, local_files_only=True)
-    except OSError:
-        return False
-    return True
-
-
 def _device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _choose_precision(asked: str, folder: Path, *, device: torch.device) -> tuple[str, str]:
-    """The precision to load in, and why, as one sentence."""
+def _choose_precision(asked: str, folder: Path | None, *, device: torch.device) -> tuple[str, str]:
+    """The precision to load in, and why, as one sentence. Without a folder: for a published model, which is big."""
     if asked not in PRECISIONS:
         raise ModelError(f"There is no precision {asked}. Choose one of {', '.join(PRECISIONS)}.")
     if asked == "8bit" and device.type != "cpu":
@@ -198,7 +219,7 @@ def _choose_precision(asked: str, folder: Path, *, device: torch.device) -> tupl
         return "8bit", "Runs on the CPU: reads in bfloat16, which it computes natively, and writes in 8 bit."
     if device.type == "cpu":
         return "float32", "Runs in float32 on the CPU, which has no native bfloat16."
-    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES:
+    if folder and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES:
         return "float32", f"Runs in float32 on the {device.type.upper()}, which is fastest for a model this small."
     if device.type == "cuda":
         return "4bit", f"Runs in 4 bit on the GPU ({torch.cuda.get_device_name(device)}), which is fastest there."

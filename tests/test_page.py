@@ -25,6 +25,7 @@ from llava_app.ui.display import Talk, messages
 from llava_app.ui.examples import Example, read_examples
 from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers
 from llava_app.ui.models import Models, Ready
+from llava_app.ui.picker import Picker
 from tests.fixtures_model import write_tiny_model
 
 SHORT = (0.0, 1.0, 12, "")  # temperature, top-p, longest answer, seed
@@ -392,14 +393,14 @@ def address(**query: str) -> Any:
 
 def test_the_address_may_name_the_model_and_begin_the_question(handlers: Handlers) -> None:
     for name in ("run/Faulty", "Faulty"):
-        assert list(handlers.greet(address(model=name)))[-1][0]["value"] == "run/Faulty"
-    assert list(handlers.greet(address(model="nobody")))[-1][0]["value"] == "run/tiny"
+        assert list(Picker(handlers.models).greet(address(model=name)))[-1][0]["value"] == "run/Faulty"
+    assert list(Picker(handlers.models).greet(address(model="nobody")))[-1][0]["value"] == "run/tiny"
     assert handlers.begun(address(q="What is <b>it</b>?"))["value"] == message("What is <b>it</b>?")
     assert "value" not in handlers.begun(address())
 
 
 def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
-    model, _ = list(handlers.greet(address()))[-1]
+    model, _ = list(Picker(handlers.models).greet(address()))[-1]
     assert model["value"] == "run/tiny"
     assert ("Tiny · trained here", "run/tiny") in model["choices"]
 
@@ -407,12 +408,12 @@ def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
 def test_a_start_that_failed_is_told_to_every_new_tab(runs: Path) -> None:
     models = Models(load, lambda: (models.cards()["nobody"], ""), runs=runs)
     models.start()
-    _, status = list(Handlers(models, []).greet(address()))[-1]
+    _, status = list(Picker(models).greet(address()))[-1]
     assert "status failed" in status
 
 
 def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers) -> None:
-    status = list(handlers.choose("run/tiny"))[-1]
+    status = list(Picker(handlers.models).choose("run/tiny"))[-1]
     assert "status ready" in status
     assert "Random weights: it answers nonsense." in status
     assert "The only one." in status
@@ -420,15 +421,15 @@ def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers)
 
 
 def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:
-    assert "“nobody” is not in the list" in list(handlers.choose("nobody"))[-1]
+    assert "“nobody” is not in the list" in list(Picker(handlers.models).choose("nobody"))[-1]
 
 
 def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handlers: Handlers, runs: Path) -> None:
-    listed, update = handlers.refresh([], "run/tiny")
+    listed, update = Picker(handlers.models).refresh([], "run/tiny")
     assert "value" not in update
-    assert handlers.refresh(listed, "run/tiny")[1].keys() == {"__type__"}
+    assert Picker(handlers.models).refresh(listed, "run/tiny")[1].keys() == {"__type__"}
     shutil.copytree(runs / "tiny", runs / "later")
-    now, update = handlers.refresh(listed, "run/tiny")
+    now, update = Picker(handlers.models).refresh(listed, "run/tiny")
     shutil.rmtree(runs / "later")
     assert len(now) == len(listed) + 1
     assert "value" not in update
@@ -436,7 +437,7 @@ def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handle
 
 def test_a_selection_that_is_gone_moves_to_the_first_model(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="“gone” is gone"):
-        now, update = handlers.refresh([], "gone")
+        now, update = Picker(handlers.models).refresh([], "gone")
     assert update["value"] == now[0][1]
 
 

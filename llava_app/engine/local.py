@@ -55,6 +55,11 @@ class LocalEngine:
             request.given_up.set()
             self._waiting.remove(request)
 
+    @property
+    def held(self) -> float:
+        """Bytes that closing it gives back."""
+        return self._plan.held
+
     def close(self) -> None:
         """End running and waiting answers and let go of the model. Waits for the step in progress."""
         with self._closing:

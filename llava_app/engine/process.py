@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +22,9 @@ from itertools import count
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from llava_app.checkpoints import Card
+from llava_app.checkpoints import Card, Outlook
 from llava_app.conversation import Conversation
-from llava_app.engine import Engine, Piece, Sampling
+from llava_app.engine import Piece, Sampling
 from llava_app.engine.request import collect
 from llava_app.engine.watch import Snapshot
 from llava_app.errors import ModelError, UserError
@@ -32,6 +32,7 @@ from llava_app.errors import ModelError, UserError
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+    from llava_app.engine.local import LocalEngine
     from llava_app.memory import Plan
 
 ENDED = (
@@ -75,6 +76,10 @@ class ModelProcess:
     def choose(self) -> tuple[Card, str]:
         """The model to start with on this machine, and the reason; see `loading.default_card`."""
         return self.line().call("choose")
+
+    def weigh(self, cards: Sequence[Card], precision: str) -> dict[Card, Outlook]:
+        """What each would take here; those are missing of which nothing is known."""
+        return self.line().call("weigh", cards, precision)
 
     def line(self) -> "_Line":
         """To the process that lives now."""
@@ -214,7 +219,7 @@ class _Host:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
-        self._engines: dict[int, Engine] = {}
+        self._engines: dict[int, LocalEngine] = {}
         self._numbers = count()
         self._given_up: dict[int, threading.Event] = {}
 
@@ -246,6 +251,17 @@ class _Host:
         from llava_app.loading import default_card  # torch is for this side only
 
         return default_card()
+
+    def _weigh(self, cards: Sequence[Card], precision: str) -> dict[Card, Outlook]:
+        from llava_app.loading import outlook
+
+        closing = [engine for engine in list(self._engines.values()) if engine.card.kind != "built-in"]
+        held = sum(engine.held for engine in closing)
+        found = {}
+        for card in cards:
+            with suppress(ModelError):  # which loading it will tell
+                found[card] = outlook(card, precision, given_back=held)
+        return {card: expected for card, expected in found.items() if expected}
 
     def _load(self, card: Card, precision: str, share: float) -> tuple[int, Opened]:
         from llava_app.engine.local import LocalEngine
