@@ -14,7 +14,7 @@ from llava_app.ui.handlers import HEARTBEAT, explain
 from llava_app.ui.model_table import figures, getting, table
 from llava_app.ui.models import Models
 
-STYLE = Path(__file__).parent / "models.css"
+STYLE = Path(__file__).parent / "sheets.css"
 
 
 class Picker:
