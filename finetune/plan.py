@@ -15,8 +15,8 @@ from finetune.precision import whole_parts
 from finetune.recipe import Recipe, named_recipe
 from finetune.stages import part_of
 from llava_app.checkpoints import find
-from llava_app.loading import config_of
 from llava_app.memory import need
+from llava_app.outlook import config_of
 
 USUAL = {"align": 24, "instruct": 200}  # tokens of text of one example: about those of LLaVA-1.5's own data
 SAMPLE = 1_000  # records of --data that are measured

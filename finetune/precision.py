@@ -14,7 +14,7 @@ from finetune.stages import STAGES, part_of
 from llava_app.adapters import ADAPTER
 from llava_app.checkpoints import Card
 from llava_app.errors import TrainingError
-from llava_app.loading import config_of
+from llava_app.outlook import config_of
 
 ACCELERATE = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # its names; fp16 scales gradients
 

@@ -36,7 +36,8 @@ from finetune.stages import apply_stage, describe, trainable
 from finetune.supervision import SupervisedLoss
 from llava_app.checkpoints import Card, find, write_card
 from llava_app.errors import TrainingError
-from llava_app.loading import load, make_processor
+from llava_app.loading import load
+from llava_app.processors import make_processor
 from llava_app.prompts import end_tokens
 
 

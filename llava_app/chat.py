@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from llava_app.conversation import Conversation
 from llava_app.engine import Engine, Piece, Sampling
+from llava_app.engine.watch import Wait
 from llava_app.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class Progress:
     seconds_to_first: float | None = None  # from the call to the first token; None before it
     tokens_per_second: float | None = None  # after the first token; None until it means something
     left_out: str | None = None  # what of the conversation the model was not shown, as one sentence
+    wait: Wait | None = None  # while "queued", where the engine knows it
 
 
 def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Generator[Progress, None, None]:
@@ -64,6 +66,7 @@ def _progress(pieces: Iterator[Piece], conversation: Conversation) -> Iterator[P
             pace.seconds_to_first,
             pace.tokens_per_second,
             left_out,
+            piece.wait,
         )
 
 

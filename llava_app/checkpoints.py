@@ -43,6 +43,20 @@ class Card:
     about: str = ""  # one honest sentence for the page
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a model would take of this machine, known before it is loaded or downloaded."""
+
+    family: str  # of transformers: "llava" | "llava_next" | "llava_onevision"
+    parameters: int
+    context: int  # tokens that it was made for
+    precision: str  # that it would be loaded in
+    needed: float  # bytes, at the least
+    free: float  # bytes on its device, with what the models that are loaded now would give back
+    download: float  # bytes that are still to come from the Hub, about
+    refusal: str | None  # why it cannot be loaded here, and what to do; None when it can
+
+
 HUB_PRESETS = tuple(
     Card(
         name=preset.name,

@@ -10,6 +10,7 @@ from llava_app.commands import Background, without_folders
 from llava_app.errors import BusyError, DataError
 
 EVALUATIONS = Path("evaluations")
+SCORES = "scores.json"
 SUITES = (
     "vibes", "memeworld", "scienceqa", "pope", "textvqa", "llava-bench-coco", "llava-bench-wild",
     "gqa", "mme", "mm-vet", "seed", "mmbench",
@@ -44,6 +45,25 @@ class Report:
     count: int
     missing: int
     page: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model reached in a suite, in per cent."""
+
+    suite: str
+    value: float
+    count: int  # questions
+
+
+def read_scores(folder: Path) -> list[Score]:
+    """The scores that evaluations of whole suites left in a model's folder; without those that cannot be read."""
+    try:
+        stored = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        found = [Score(suite, entry["score"], entry["count"]) for suite, entry in stored.items()]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return []
+    return [score for score in found if isinstance(score.value, int | float)]
 
 
 class Evaluation:
@@ -97,6 +117,6 @@ class Evaluation:
 
 
 def _report(page: Path) -> Report:
-    found = next(iter(json.loads((page.parent / "scores.json").read_text(encoding="utf-8")).values()))
+    found = next(iter(json.loads((page.parent / SCORES).read_text(encoding="utf-8")).values()))
     missing = sum(found["missing"].values())
     return Report(page.parents[1].name, found["suite"], found["score"], found["count"], missing, page)

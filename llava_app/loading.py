@@ -7,48 +7,26 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HTTPError
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
-    PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
 
 from llava_app.adapters import adapted, base_of, check_base
-from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, built_in, read_card
+from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, read_card
 from llava_app.engine.weights import Weights
 from llava_app.errors import ModelError
-from llava_app.memory import (
-    CLASSES,
-    Plan,
-    comfortable,
-    free_bytes,
-    give_back,
-    make_plan,
-    need,
-    published_config,
-)
+from llava_app.hub import folder_of, here
+from llava_app.memory import Plan, free_bytes, give_back, need
+from llava_app.outlook import config_of, outlook, planned, read_config
 from llava_app.precision import best_device, choose_precision, quantisation
-from llava_app.presets import PRESETS, Preset
-from llava_app.processors import load_processor, make_processor, template_note
+from llava_app.processors import load_processor, template_note
 from llava_app.prompts import prepare
 
-__all__ = ["Loaded", "default_card", "load", "make_processor"]
-
 logger = logging.getLogger(__name__)
-
-BIG, LIGHT = "LLaVA-1.5-7B", "LLaVA-OneVision-0.5B"  # for a GPU, and for a computer without one
-
-# Tokens per second of a language model of 551 million parameters in bfloat16, measured on 2 CPU cores with AMX.
-LIGHT_SPEED = 20
-
-HUB_TIMEOUT = 5.0  # seconds after which the Hub counts as unreachable
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -101,18 +79,21 @@ def load(card: Card, precision: str = "auto", *, share: float = 1.0, shelf: Shel
     architecture key by key, the processor does not fit the weights, the Hub cannot be reached, or the machine lacks
     the precision.
     """
-    folder = _folder(card)
+    expected = None if here(card) else outlook(card, precision, share=share)
+    if expected and expected.refusal:  # before gigabytes are fetched in vain
+        raise ModelError(expected.refusal)
+    folder = folder_of(card)
     if card.template == OWN and (folder / CARD_NAME).is_file():
         card = replace(read_card(folder), name=card.name, source=card.source, kind="hub")
     base = base_of(card, folder)
-    source = _folder(base) if base else folder
+    source = folder_of(base) if base else folder
     device, shelf = best_device(), shelf or Shelf()
     precision, why = choose_precision(precision, source, device=device)
     weights = shelf.find(source, precision)
     try:
-        wanted = need(_config(source), precision)
+        wanted = need(read_config(source), precision)
         wanted = replace(wanted, weights=0) if weights else wanted
-        plan = make_plan(wanted, share * free_bytes(device), name=card.name, precision=precision)
+        plan = planned(wanted, share * free_bytes(device), name=card.name, precision=precision)
         if not weights:
             weights = _load_weights(base or card, source, device, precision=precision)
             shelf.keep(source, precision, weights)
@@ -133,107 +114,25 @@ def load(card: Card, precision: str = "auto", *, share: float = 1.0, shelf: Shel
     return Loaded(card, model, weights, processor, device, precision, f"{why} {note}".strip(), plan)
 
 
-def config_of(card: Card) -> PretrainedConfig:
-    """The model's config, without its weights. Raises ModelError as `load`."""
-    try:
-        return _config(_folder(card))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{card.name} has no config that can be read: {error}. Restore its files.") from error
-
-
 def processor_of(card: Card) -> ProcessorMixin:
     """The model's processor, without its weights. Raises ModelError as `load`."""
     config = config_of(card)
     try:
-        return load_processor(_folder(card), card, config=config)
+        return load_processor(folder_of(card), card, config=config)
     except (OSError, ValueError) as error:
         raise ModelError(f"{card.name} has no tokenizer that can be read: {error}. Restore its files.") from error
 
 
 def stored_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a model's folder by their names in the model, on the CPU, in the precision they are stored in."""
-    stored = str(_config(folder).dtype or torch.float32).removeprefix("torch.")
+    stored = str(read_config(folder).dtype or torch.float32).removeprefix("torch.")
     weights: dict[str, torch.Tensor] = _load_model(folder, torch.device("cpu"), precision=stored).state_dict()
     return weights
-
-
-def default_card() -> tuple[Card, str]:
-    """The model to start with on this machine, and the reason as one sentence for the page."""
-    if not torch.cuda.is_available():
-        return built_in(), f"No NVIDIA GPU here, so this is the small built-in model. {_offer()}"
-    big = next(card for card in HUB_PRESETS if card.name == BIG)
-    free, _ = torch.cuda.mem_get_info()
-    needed = comfortable(need(published_config(_preset(big)), "4bit"))
-    room = f"The GPU has {free / 1e9:.1f} GB free and {big.name} needs {needed / 1e9:.1f} GB"
-    if free < needed:
-        return built_in(), f"{room}, so this is the small built-in model."
-    if not _cached(big) and not _hub_answers(big):
-        return built_in(), f"{big.name} is not on this machine and the Hub is out of reach: the small built-in model."
-    return big, f"{room}."
-
-
-def why_precision(card: Card) -> str | None:
-    """Which precision `load` would choose here, and why; None for a Hub model that has not been downloaded."""
-    if card.kind == "hub" and not _cached(card):
-        return None
-    return choose_precision("auto", _folder(card), device=best_device())[1]
-
-
-def _offer() -> str:
-    """For a computer without a GPU: what else there is."""
-    light = next(preset for preset in PRESETS if preset.name == LIGHT)
-    return (
-        f"For photographs, {light.name} runs on a CPU too ({light.parameters * 2 / 1e9:.1f} GB from the Hub, "
-        f"about {LIGHT_SPEED} tokens a second on two cores)."
-    )
-
-
-def _preset(card: Card) -> Preset:
-    return next(preset for preset in PRESETS if preset.source == card.source)
 
 
 def _identity(folder: Path, precision: str) -> tuple[Path, str, int]:
     """Changes when the folder is written anew."""
     return folder, precision, max((path.stat().st_mtime_ns for path in folder.glob("*.safetensors")), default=0)
-
-
-def _folder(card: Card) -> Path:
-    """Where the files of `card` lie; those of a Hub model are downloaded first unless they are here already."""
-    if card.kind != "hub":
-        return Path(card.source)
-    try:
-        return Path(snapshot_download(card.source, allow_patterns=HUB_FILES, local_files_only=not _hub_answers(card)))
-    except (OSError, HTTPError) as error:
-        raise ModelError(
-            f"{card.name} is not complete on this machine and the Hub did not deliver {card.source}. "
-            "Connect to the internet and try again, or choose the built-in model."
-        ) from error
-
-
-def _hub_answers(card: Card) -> bool:
-    """Whether the Hub offers the model right now: one short question, since downloads would retry for minutes."""
-    try:
-        HfApi().model_info(card.source, timeout=HUB_TIMEOUT)
-    except (OSError, HTTPError):
-        return False
-    return True
-
-
-def _cached(card: Card) -> bool:
-    try:
-        snapshot_download(card.source, allow_patterns=HUB_FILES, local_files_only=True)
-    except OSError:
-        return False
-    return True
-
-
-def _config(folder: Path) -> PretrainedConfig:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError("its folder has no config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type not in CLASSES:
-        raise ValueError(f"it is a {config.model_type} model, and this app knows {', '.join(CLASSES)}")
-    return config
 
 
 def _load_weights(card: Card, folder: Path, device: torch.device, *, precision: str) -> Weights:

@@ -56,9 +56,14 @@ class Plan:
     need: Need
 
     @property
+    def held(self) -> float:
+        """Bytes that are taken from the start."""
+        return self.need.weights + self.rows * self.length * self.token_bytes
+
+    @property
     def total(self) -> float:
         """Bytes when everything is full."""
-        return self.need.weights + self.need.step + self.feature_bytes + self.rows * self.length * self.token_bytes
+        return self.held + self.need.step + self.feature_bytes
 
 
 def need(config: PretrainedConfig, precision: str) -> Need:
@@ -94,6 +99,11 @@ def _need(config: PretrainedConfig, precision: str, shell: PreTrainedModel) -> N
     )
 
 
+def parameters(config: PretrainedConfig) -> int:
+    """How many numbers the model of `config` has learned."""
+    return sum(parameter.numel() for parameter in _shell(config).parameters())
+
+
 def published_config(preset: Preset) -> PretrainedConfig:
     """The config of a published model as far as its shapes go."""
     settings = dict(preset.config)
@@ -105,18 +115,22 @@ def comfortable(wanted: Need) -> float:
     return (wanted.weights + wanted.step + wanted.positions * wanted.token) / SHARE
 
 
+def smallest(wanted: Need) -> float:
+    """Free bytes below which a model is of no use."""
+    return (wanted.weights + wanted.step + _least_tokens(wanted) * wanted.token) / SHARE
+
+
 def make_plan(wanted: Need, free: float, *, name: str, precision: str) -> Plan:
     """Rows and context for a model that needs `wanted`, in `free` bytes. Raises ModelError with what would help."""
     left = SHARE * free - wanted.weights - wanted.step
-    least = min(wanted.picture_tokens + LEAST_ROOM, wanted.positions)
-    if left < least * wanted.token:
-        smallest = wanted.weights + wanted.step + least * wanted.token
+    least = _least_tokens(wanted) * wanted.token
+    if left < least:
         lighter = "a smaller model" if precision == "4bit" else "--precision 4bit or a smaller model"
         raise ModelError(
-            f"{name} needs {smallest / SHARE / 1e9:.1f} GB in {precision} and {free / 1e9:.1f} GB are free. "
+            f"{name} needs {smallest(wanted) / 1e9:.1f} GB in {precision} and {free / 1e9:.1f} GB are free. "
             f"Choose {lighter}, or close what else uses the memory."
         )
-    features = max(0.0, min(FEATURES * wanted.picture, left / 10, left - least * wanted.token))
+    features = max(0.0, min(FEATURES * wanted.picture, left / 10, left - least))
     length = int(min(wanted.positions, (left - features) // wanted.token))
     rows = int(min(MOST_ROWS, (left - features) // (length * wanted.token)))
     return Plan(max(1, rows), length, wanted.token, int(features), wanted)
@@ -135,6 +149,10 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:  # other C libraries have none and need none
         trim(0)
+
+
+def _least_tokens(wanted: Need) -> int:
+    return min(wanted.picture_tokens + LEAST_ROOM, wanted.positions)
 
 
 def _free_in_container() -> float:

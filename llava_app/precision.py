@@ -22,8 +22,11 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def choose_precision(asked: str, folder: Path, *, device: torch.device) -> tuple[str, str]:
-    """The precision to load in, and why, as one sentence. Raises ModelError for one that the device lacks."""
+def choose_precision(asked: str, folder: Path | None, *, device: torch.device) -> tuple[str, str]:
+    """The precision to load in, and why, as one sentence. Without a folder: for a published model, which is big.
+
+    Raises ModelError for one that the device lacks.
+    """
     if asked not in PRECISIONS:
         raise ModelError(f"There is no precision {asked}. Choose one of {', '.join(PRECISIONS)}.")
     if asked == "8bit" and device.type != "cpu":
@@ -37,7 +40,7 @@ def choose_precision(asked: str, folder: Path, *, device: torch.device) -> tuple
         return "8bit", "Runs on the CPU: reads in bfloat16, which it computes natively, and writes in 8 bit."
     if device.type == "cpu":
         return "float32", "Runs in float32 on the CPU, which has no native bfloat16."
-    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES:
+    if folder and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES:
         return "float32", f"Runs in float32 on the {device.type.upper()}, which is fastest for a model this small."
     if device.type == "cuda":
         return "4bit", f"Runs in 4 bit on the GPU ({torch.cuda.get_device_name(device)}), which is fastest there."

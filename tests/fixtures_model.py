@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from llava_app.checkpoints import Card, read_card, write_card
-from llava_app.loading import Loaded, load, make_processor
+from llava_app.loading import Loaded, load
+from llava_app.processors import make_processor
 
 SPECIALS = ("<s>", "</s>", "<pad>", "<image>")
 

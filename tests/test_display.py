@@ -1,11 +1,12 @@
 import pytest
 from PIL import Image
 
+from llava_app.chat import Progress
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
-from llava_app.engine.watch import Snapshot
+from llava_app.engine.watch import Snapshot, Wait
 from llava_app.images import Picture
-from llava_app.ui.display import Notes, Talk, activity, as_typed, as_written, choices, messages, status
+from llava_app.ui.display import Notes, Talk, activity, as_typed, as_written, choices, doing, messages, status
 
 RED = Picture(Image.new("RGB", (20, 10), "red"), "red")
 
@@ -103,6 +104,30 @@ def test_while_an_answer_comes_only_the_last_turn_lacks_its_foot() -> None:
     shown = texts(messages(talk(("q", "a", "stopped"), ("r", "b", "stopped")), "writing"))
     assert [text for text in shown if "data-act" not in text] == ["q", "a", "r", "b"]
     assert "stopped by you" in shown[3]
+
+
+@pytest.mark.parametrize(
+    ("wait", "told"),
+    [
+        (Wait(0, None), "you are next …"),
+        (Wait(2, None), "2 before you …"),
+        (Wait(0, 0.2), "you are next, about 1 s …"),
+        (Wait(3, 12.4), "3 before you, about 12 s …"),
+        (Wait(9, 200.0), "9 before you, about 3 min …"),
+    ],
+)
+def test_who_waits_is_told_the_place_and_about_how_long(wait: Wait, told: str) -> None:
+    assert doing(Progress(Conversation(), "", "queued", wait=wait)) == f"Waiting for its turn: {told}"
+
+
+def test_what_an_answer_is_doing_is_its_phase_until_it_is_done() -> None:
+    assert [doing(Progress(Conversation(), "", phase)) for phase in ("reading", "writing", "done")] == [
+        "reading",
+        "writing",
+        None,
+    ]
+    pictured = Talk(Conversation().ask("What?", (RED,)).answer("", "stopped"))
+    assert "Reading the picture …" in texts(messages(pictured, "reading"))[-1]
 
 
 def test_what_is_waited_for_is_shown_escaped() -> None:

@@ -17,6 +17,7 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.engine.sampling import choose
+from llava_app.engine.watch import Wait
 from llava_app.errors import BusyError, ContextError, ModelError
 from llava_app.images import Picture
 from llava_app.loading import Loaded, load
@@ -263,9 +264,26 @@ def test_heartbeats_say_whether_the_answer_is_queued_or_the_prompt_being_read(
     next(first)
     assert gate.reached.wait(30)
     assert next(first) == Piece("", phase="reading")
-    assert next(second) == Piece("", phase="queued")
+    assert next(second) == Piece("", phase="queued", wait=Wait(0, None))
     gate.opened.set()
     assert text_of(first) == text_of(second) != ""
+
+
+def test_who_waits_learns_how_many_come_before_and_about_how_long_that_takes(
+    one_row: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(one_row.answer(FUNNY, GREEDY))
+    typical = one_row._worker.meter.until(0, rows=1).seconds
+    gate = Gate(monkeypatch)
+    first, *others = (one_row.answer(FUNNY, replace(GREEDY, temperature=1, seed=seed)) for seed in range(4))
+    next(first)
+    assert gate.reached.wait(30)
+    assert [next(other).wait for other in others] == [Wait(ahead, (ahead + 1) * typical) for ahead in range(3)]
+    others[0].close()  # who gives up is not waited for
+    assert [next(other).wait.ahead for other in others[1:]] == [0, 1]
+    gate.opened.set()
+    assert all(text_of(answer) for answer in (first, *others[1:]))
+    assert one_row.snapshot().queued == 0
 
 
 def test_a_question_given_up_while_queued_is_never_read(one_row: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 
 import llava_app.precision
-from llava_app import checkpoints, loading, processors
+from llava_app import checkpoints, hub, loading, processors
 from llava_app.checkpoints import HUB_PRESETS, Card, built_in, read_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
 from llava_app.images import Picture
-from llava_app.loading import default_card, load, make_processor
+from llava_app.loading import load
+from llava_app.memory import smallest
+from llava_app.outlook import default_card, outlook
 from llava_app.precision import choose_precision, quantisation
+from llava_app.processors import make_processor
 from llava_app.prompts import encode, template_text
 from tests.fixtures_model import byte_tokenizer, tiny_config, write_tiny_model
 
@@ -38,7 +42,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise HTTPError("Name or service not known")
 
-    monkeypatch.setattr(loading.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(hub.HfApi, "model_info", unreachable)
 
 
 def change_json(path: Path, **values: object) -> None:
@@ -267,16 +271,55 @@ def test_a_siglip_tower_has_no_class_token() -> None:
     assert list(processor.image_processor.image_mean) == [0.5, 0.5, 0.5]
 
 
-def test_an_unreachable_hub_is_an_error_that_names_the_way_out(no_hub: None, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_an_error_that_names_the_way_out(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_app.outlook.free_bytes", lambda device: 1e12)
+    monkeypatch.setattr("llava_app.outlook.no_room", lambda download, name: None)
     with pytest.raises(ModelError, match=r"Hub did not deliver llava-hf/.*choose the built-in model"):
         load(SEVEN_B)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_downloaded_with_one_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llava_app.outlook.free_bytes", lambda device: 6e9)
+    monkeypatch.setattr(loading, "folder_of", lambda card: pytest.fail("it was fetched"))
+    with pytest.raises(ModelError, match=r"needs 1\d\.\d GB in bfloat16 and 6\.0 GB .*LLaVA-Interleave-0.5B fits"):
+        load(SEVEN_B, "bfloat16")
+    monkeypatch.setattr("llava_app.outlook.free_bytes", lambda device: 1e8)
+    with pytest.raises(ModelError, match=r"LLaVA-1.5-7B needs .* The built-in model fits"):
+        load(SEVEN_B, "bfloat16")
+
+
+def test_a_download_that_the_disk_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_app.outlook.free_bytes", lambda device: 1e12)
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda folder: SimpleNamespace(free=9e9))
+    with pytest.raises(ModelError, match=r"takes 14\.1 GB on the disk and 9\.0 GB are free there.*HF_HOME"):
+        load(SEVEN_B)
+
+
+def test_what_a_model_would_take_is_known_before_it_is_loaded(
+    tiny_card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_app.outlook.free_bytes", lambda device: 6e9)
+    tiny, big = outlook(tiny_card, "float32"), outlook(SEVEN_B, "bfloat16", given_back=12e9)
+    assert tiny
+    assert big
+    assert tiny.needed == pytest.approx(smallest(load(tiny_card, "float32").plan.need))
+    assert (tiny.family, tiny.context, tiny.precision, tiny.free, tiny.download) == ("llava", 512, "float32", 6e9, 0)
+    assert (tiny.refusal, big.refusal) == (None, None)
+    assert (big.free, big.parameters, big.download) == (18e9, 7_063_427_072, 2 * 7_063_427_072)
+    assert outlook(replace(SEVEN_B, source="some/body")) is None  # nothing is known of it before the download
+    with pytest.raises(ModelError, match="no config"):
+        outlook(replace(tiny_card, source=str(tmp_path)))
 
 
 def test_a_hub_model_gets_the_template_and_the_padding_it_was_trained_with(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "chat_template.jinja").write_text("as published")
-    monkeypatch.setattr(loading, "_folder", lambda card: folder)
+    monkeypatch.setattr(loading, "folder_of", lambda card: folder)
+    monkeypatch.setattr("llava_app.outlook.free_bytes", lambda device: 1e12)
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 1e12)
     processor = load(SEVEN_B, "float32").processor
     assert processor.chat_template == template_text("vicuna_v1")
     assert processor.image_processor.do_pad is True
@@ -285,7 +328,7 @@ def test_a_hub_model_gets_the_template_and_the_padding_it_was_trained_with(
 class TestDefaultCard:
     @pytest.fixture(autouse=True)
     def _machine(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loading, "built_in", lambda: tiny_card)
+        monkeypatch.setattr("llava_app.outlook.built_in", lambda: tiny_card)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(23.5e9), int(24e9)))
 
@@ -296,7 +339,7 @@ class TestDefaultCard:
         assert why.startswith("No NVIDIA GPU here, so this is the small built-in model. For photographs, LLaVA-OneVisi")
 
     def test_with_room_and_the_hub_it_is_the_big_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loading, "_hub_answers", lambda card: True)
+        monkeypatch.setattr("llava_app.outlook.hub_answers", lambda card: True)
         card, why = default_card()
         assert card.name == "LLaVA-1.5-7B"
         assert why == "The GPU has 23.5 GB free and LLaVA-1.5-7B needs 7.6 GB."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_app.checkpoints import Card, write_card
+from llava_app.checkpoints import Card, Outlook, write_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.errors import ModelError
@@ -92,6 +92,24 @@ def test_idle_engines_are_closed_before_another_model_loads(models: Models, load
         ("big", True),
         ("bigger", False),
     ]
+
+
+def test_a_model_that_does_not_fit_is_refused_before_another_is_closed_for_it(tmp_path: Path) -> None:
+    opened: list[Silent] = []
+
+    def load(wanted: Card) -> Ready:
+        opened.append(Silent(wanted))
+        return Ready(opened[-1], "It runs.")
+
+    no = Outlook("llava", 10**12, 4096, "4bit", 1e12, 1e9, 0, "huge needs 1,000.0 GB. Choose a smaller model.")
+    models = Models(
+        load, lambda: (card("first"), ""), runs=tmp_path, weigh=lambda cards: {c: no for c in cards if c.name == "huge"}
+    )
+    models.start()
+    open_and_return(models, card("first"))
+    with models.lend(card("huge")) as ready, pytest.raises(ModelError, match=r"needs 1,000\.0 GB"):
+        ready.result(PATIENCE)
+    assert [(engine.card.name, engine.closed) for engine in opened] == [("first", False)]
 
 
 def test_a_running_answer_is_waited_for_before_its_engine_is_closed(models: Models, loaded: list[Silent]) -> None:

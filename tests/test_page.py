@@ -2,7 +2,9 @@ import io
 import logging
 import math
 import shutil
+import threading
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from llava_app import loading
-from llava_app.checkpoints import Card
+from llava_app.checkpoints import Card, read_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.local import LocalEngine
@@ -23,6 +25,7 @@ from llava_app.ui.display import Talk, messages
 from llava_app.ui.examples import Example, read_examples
 from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers
 from llava_app.ui.models import Models, Ready
+from llava_app.ui.picker import Picker
 from tests.fixtures_model import write_tiny_model
 
 SHORT = (0.0, 1.0, 12, "")  # temperature, top-p, longest answer, seed
@@ -266,6 +269,31 @@ def test_a_second_question_is_refused_while_the_answer_to_the_first_comes(
     assert handlers.settle(tab, talk)[0].conversation.turns[0].finish == "length"
 
 
+def test_who_waits_for_a_row_sees_the_place_in_the_queue(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = loading.load(read_card(runs / "tiny"), "float32")
+    engine = LocalEngine(tiny, plan=replace(tiny.plan, rows=1))
+    step, held = engine._worker._decoder.step, threading.Event()
+    monkeypatch.setattr(engine._worker._decoder, "step", lambda *parts: held.wait(30) and step(*parts))
+    models = Models(lambda card: Ready(engine, ""), lambda: (models.cards()["run/tiny"], ""), runs=runs)
+    models.start()
+    alone, told = Handlers(models, []), ["Reading …", "you are next …", "1 before you …"]
+    tabs = [Tab() for _ in told]
+    talks = [alone.send(message("Me?"), tab, Talk(), "run/tiny", *SHORT)[0] for tab in tabs]
+    streams = [alone.stream(tab, talk) for tab, talk in zip(tabs, talks, strict=True)]
+    for stream, phase in zip(streams, told, strict=True):
+        assert next(shown for shown in stream if phase in footer(shown))
+    held.set()
+    assert all(list(stream) for stream in streams)
+    settled = [alone.settle(tab, talk)[0] for tab, talk in zip(tabs, talks, strict=True)]
+    assert [talk.conversation.turns[0].finish for talk in settled] == ["length"] * 3
+    engine.close()
+
+
+def footer(shown: Any) -> str:
+    """The small line under the last answer."""
+    return shown[-1]["content"][-1].get("value", "")
+
+
 def test_after_stop_a_new_question_need_not_wait(handlers: Handlers) -> None:
     tab = Tab()
     shown, stream = begun(handlers, tab)
@@ -365,14 +393,14 @@ def address(**query: str) -> Any:
 
 def test_the_address_may_name_the_model_and_begin_the_question(handlers: Handlers) -> None:
     for name in ("run/Faulty", "Faulty"):
-        assert list(handlers.greet(address(model=name)))[-1][0]["value"] == "run/Faulty"
-    assert list(handlers.greet(address(model="nobody")))[-1][0]["value"] == "run/tiny"
+        assert list(Picker(handlers.models).greet(address(model=name)))[-1][0]["value"] == "run/Faulty"
+    assert list(Picker(handlers.models).greet(address(model="nobody")))[-1][0]["value"] == "run/tiny"
     assert handlers.begun(address(q="What is <b>it</b>?"))["value"] == message("What is <b>it</b>?")
     assert "value" not in handlers.begun(address())
 
 
 def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
-    model, _ = list(handlers.greet(address()))[-1]
+    model, _ = list(Picker(handlers.models).greet(address()))[-1]
     assert model["value"] == "run/tiny"
     assert ("Tiny · trained here", "run/tiny") in model["choices"]
 
@@ -380,12 +408,12 @@ def test_a_new_tab_learns_which_model_starts(handlers: Handlers) -> None:
 def test_a_start_that_failed_is_told_to_every_new_tab(runs: Path) -> None:
     models = Models(load, lambda: (models.cards()["nobody"], ""), runs=runs)
     models.start()
-    _, status = list(Handlers(models, []).greet(address()))[-1]
+    _, status = list(Picker(models).greet(address()))[-1]
     assert "status failed" in status
 
 
 def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers) -> None:
-    status = list(handlers.choose("run/tiny"))[-1]
+    status = list(Picker(handlers.models).choose("run/tiny"))[-1]
     assert "status ready" in status
     assert "Random weights: it answers nonsense." in status
     assert "The only one." in status
@@ -393,15 +421,15 @@ def test_choosing_a_model_says_what_it_knows_and_how_it_runs(handlers: Handlers)
 
 
 def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:
-    assert "“nobody” is not in the list" in list(handlers.choose("nobody"))[-1]
+    assert "“nobody” is not in the list" in list(Picker(handlers.models).choose("nobody"))[-1]
 
 
 def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handlers: Handlers, runs: Path) -> None:
-    listed, update = handlers.refresh([], "run/tiny")
+    listed, update = Picker(handlers.models).refresh([], "run/tiny")
     assert "value" not in update
-    assert handlers.refresh(listed, "run/tiny")[1].keys() == {"__type__"}
+    assert Picker(handlers.models).refresh(listed, "run/tiny")[1].keys() == {"__type__"}
     shutil.copytree(runs / "tiny", runs / "later")
-    now, update = handlers.refresh(listed, "run/tiny")
+    now, update = Picker(handlers.models).refresh(listed, "run/tiny")
     shutil.rmtree(runs / "later")
     assert len(now) == len(listed) + 1
     assert "value" not in update
@@ -409,7 +437,7 @@ def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handle
 
 def test_a_selection_that_is_gone_moves_to_the_first_model(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="“gone” is gone"):
-        now, update = handlers.refresh([], "gone")
+        now, update = Picker(handlers.models).refresh([], "gone")
     assert update["value"] == now[0][1]
 
 

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from llava_app.checkpoints import HUB_PRESETS
-from llava_app.loading import BIG
 from llava_app.memory import comfortable, need, published_config
+from llava_app.outlook import BIG
 from llava_app.presets import PRESETS, Preset
 from llava_app.prompts import TEMPLATES
 

@@ -126,7 +126,7 @@ def _size(folder: Path) -> int:
 
 def _models(runs: Path) -> Iterator[Finding]:
     """Which models there are, which one the app would take, how, and whether the built-in one really answers."""
-    from llava_app.loading import default_card, why_precision
+    from llava_app.outlook import default_card, why_precision
 
     names = [card.name for card in catalogue(runs) if card not in HUB_PRESETS]
     yield Finding("Models here", ", ".join(names))

@@ -48,7 +48,8 @@ def open_engine(options: argparse.Namespace) -> Engine:
     from transformers.utils.logging import disable_progress_bar
 
     from llava_app.engine.local import LocalEngine  # torch takes seconds to import; a wrong flag is told at once
-    from llava_app.loading import default_card, load
+    from llava_app.loading import load
+    from llava_app.outlook import default_card
 
     disable_progress_bar()  # of reading the weights; that of a download stays
     card, why = (chosen, "") if chosen else default_card()

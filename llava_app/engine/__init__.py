@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
-from llava_app.engine.watch import Snapshot
+from llava_app.engine.watch import Snapshot, Wait
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Piece:
     tokens: int = 0  # written so far, the end token included; 0 where the engine cannot count
     phase: str = "writing"  # what the engine is doing: "queued" | "reading" (the prompt) | "writing"
     left_out: str | None = None  # on the first piece, what of the conversation the model could not be shown
+    wait: Wait | None = None  # while "queued", where the engine knows it
 
 
 class Engine(Protocol):

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from functools import cache
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class LocalEngine:
         self._processor = loaded.processor
         self._plan = plan or loaded.plan
         self._worker = Worker(loaded, self._plan, time_limit=time_limit)
+        self._waiting: list[Request] = []  # in order, and those that are being answered
         self._closing = threading.Lock()  # nothing enters the inbox behind the None that ends the thread
         self._thread = threading.Thread(target=self._worker.work, name=f"engine {self.card.name}", daemon=True)
         self._thread.start()
@@ -46,11 +48,17 @@ class LocalEngine:
             if left_out:
                 yield Piece("", phase=request.phase, left_out=left_out)
             while finish is None:
-                piece = collect(request.outbox, request.phase)
+                piece = collect(request.outbox, self._heartbeat(request))
                 finish = piece.finish
                 yield piece
         finally:
             request.given_up.set()
+            self._waiting.remove(request)
+
+    @property
+    def held(self) -> float:
+        """Bytes that closing it gives back."""
+        return self._plan.held
 
     def close(self) -> None:
         """End running and waiting answers and let go of the model. Waits for the step in progress."""
@@ -116,4 +124,12 @@ class LocalEngine:
         with self._closing:
             if self._worker.closed:
                 raise self._worker.put_away()
+            self._waiting.append(request)
             self._worker.inbox.put(request)
+
+    def _heartbeat(self, request: Request) -> Piece:
+        if request.phase != "queued":
+            return Piece("", phase=request.phase)
+        before = takewhile(lambda other: other is not request, list(self._waiting))
+        ahead = sum(other.phase == "queued" for other in before)
+        return Piece("", phase="queued", wait=self._worker.meter.until(ahead, rows=self._plan.rows))

@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +22,9 @@ from itertools import count
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from llava_app.checkpoints import Card
+from llava_app.checkpoints import Card, Outlook
 from llava_app.conversation import Conversation
-from llava_app.engine import Engine, Piece, Sampling
+from llava_app.engine import Piece, Sampling
 from llava_app.engine.request import collect
 from llava_app.engine.watch import Snapshot
 from llava_app.errors import ModelError, UserError
@@ -32,6 +32,7 @@ from llava_app.errors import ModelError, UserError
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+    from llava_app.engine.local import LocalEngine
     from llava_app.loading import Shelf
     from llava_app.memory import Plan
 
@@ -74,13 +75,17 @@ class ModelProcess:
         self._line: _Line | None = None
 
     def choose(self) -> tuple[Card, str]:
-        """The model to start with on this machine, and the reason; see `loading.default_card`."""
+        """The model to start with on this machine, and the reason; see `outlook.default_card`."""
         return self.line().call("choose")
 
     def clear(self) -> None:
         """Give the memory back of weights that no engine uses; the last are kept for the next model of the same."""
         with suppress(EndedError):
             self.line().call("clear")
+
+    def weigh(self, cards: Sequence[Card], precision: str) -> dict[Card, Outlook]:
+        """What each would take here; those are missing of which nothing is known."""
+        return self.line().call("weigh", cards, precision)
 
     def line(self) -> "_Line":
         """To the process that lives now."""
@@ -118,10 +123,10 @@ class ProcessEngine:
         """Stream the answer to the open last turn; see `Engine.answer`."""
         line, engine = self._where()
         number, arrivals = line.send("answer", engine, conversation, sampling)
-        piece = Piece("", phase="queued")
+        piece = Piece("", phase="reading")
         try:
             while piece.finish is None:
-                piece = collect(arrivals, piece.phase)
+                piece = collect(arrivals, Piece("", phase=piece.phase, wait=piece.wait))
                 yield piece
         finally:
             line.forget(number)
@@ -220,7 +225,7 @@ class _Host:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
-        self._engines: dict[int, Engine] = {}
+        self._engines: dict[int, LocalEngine] = {}
         self._shelf: Shelf | None = None
         self._numbers = count()
         self._given_up: dict[int, threading.Event] = {}
@@ -250,9 +255,20 @@ class _Host:
             self._send(number, RuntimeError(f"in the models' process:\n{traceback.format_exc()}"))
 
     def _choose(self) -> tuple[Card, str]:
-        from llava_app.loading import default_card  # torch is for this side only
+        from llava_app.outlook import default_card  # torch is for this side only
 
         return default_card()
+
+    def _weigh(self, cards: Sequence[Card], precision: str) -> dict[Card, Outlook]:
+        from llava_app.outlook import outlook
+
+        closing = [engine for engine in list(self._engines.values()) if engine.card.kind != "built-in"]
+        held = sum(engine.held for engine in closing)
+        found = {}
+        for card in cards:
+            with suppress(ModelError):  # which loading it will tell
+                found[card] = outlook(card, precision, given_back=held)
+        return {card: expected for card, expected in found.items() if expected}
 
     def _load(self, card: Card, precision: str, share: float) -> tuple[int, Opened]:
         from llava_app.engine.local import LocalEngine
@@ -267,13 +283,13 @@ class _Host:
     def _answer(
         self, number: int, engine: int, conversation: Conversation, sampling: Sampling, *, given_up: threading.Event
     ) -> None:
-        phase = ""
+        told: tuple[Any, ...] = ()
         for piece in self._engines[engine].answer(conversation, sampling):
             if given_up.is_set():
                 return
-            if piece.text or piece.finish or piece.left_out or piece.phase != phase:
+            if piece.text or piece.finish or piece.left_out or (piece.phase, piece.wait) != told:
                 self._send(number, piece)
-            phase = piece.phase
+            told = piece.phase, piece.wait
 
     def _snapshot(self, engine: int) -> Snapshot | None:
         return self._engines[engine].snapshot()

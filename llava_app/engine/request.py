@@ -55,16 +55,16 @@ class Request:
         return contents
 
 
-def collect(arrivals: "queue.SimpleQueue[Piece | Exception]", phase: str) -> Piece:
-    """All that has arrived, as one piece; a heartbeat in this `phase` when nothing has for a while. Raises an exception
-    that has arrived.
+def collect(arrivals: "queue.SimpleQueue[Piece | Exception]", heartbeat: Piece) -> Piece:
+    """All that has arrived, as one piece; the `heartbeat` when nothing has for a while. Raises an exception that has
+    arrived.
 
     Joining keeps a slow consumer at the model's heels instead of one redraw per token behind.
     """
     try:
         arrived = [arrivals.get(timeout=HEARTBEAT)]
     except queue.Empty:
-        return Piece("", phase=phase)
+        return heartbeat
     while not arrivals.empty():
         arrived.append(arrivals.get())
     pieces = []
@@ -74,4 +74,4 @@ def collect(arrivals: "queue.SimpleQueue[Piece | Exception]", phase: str) -> Pie
         pieces.append(item)
     last = pieces[-1]
     left_out = next((piece.left_out for piece in pieces if piece.left_out), None)
-    return Piece("".join(piece.text for piece in pieces), last.finish, last.tokens, last.phase, left_out)
+    return Piece("".join(piece.text for piece in pieces), last.finish, last.tokens, last.phase, left_out, last.wait)

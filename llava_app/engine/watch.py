@@ -9,6 +9,14 @@ WINDOW = 128  # steps, and answers, that the rates are taken over
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Where a request stands among those that wait for a row."""
+
+    ahead: int  # requests that come before it
+    seconds: float | None  # until its turn, roughly; None until an answer has ended that says how long one takes
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """An engine at one moment."""
 
@@ -33,6 +41,7 @@ class Meter:
         self.read = self.reused = self.written = self.seen = self.recalled = 0
         self._steps: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # seconds, tokens written
         self._waits: deque[float] = deque(maxlen=WINDOW)
+        self._lengths: deque[float] = deque(maxlen=WINDOW)  # seconds that a row was taken
 
     def step(self, begun: float, written: int) -> None:
         """A step that began at `begun` on the monotonic clock has written so many tokens."""
@@ -41,6 +50,16 @@ class Meter:
 
     def first_token(self, seconds: float) -> None:
         self._waits.append(seconds)
+
+    def row_free(self, seconds: float) -> None:
+        """An answer has ended, or was given up, that held its row so long."""
+        self._lengths.append(seconds)
+
+    def until(self, ahead: int, *, rows: int) -> Wait:
+        """For a request with so many before it: of `rows` that are taken, one gets free every `rows`-th of what an
+        answer takes."""
+        lengths = list(self._lengths)
+        return Wait(ahead, (ahead + 1) * statistics.median(lengths) / rows if lengths else None)
 
     @property
     def rate(self) -> float | None:

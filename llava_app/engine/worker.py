@@ -38,6 +38,7 @@ class _Answer:
     unread_SD: Tensor  # embeddings of what is to be read next: the rest of the prompt, or the last token
     contents: list[int]  # of the whole prompt and of the tokens written, as `Slots` compares them
     room: int  # tokens it may have
+    begun: float  # when it got its row, on the monotonic clock
     deadline: float  # on the monotonic clock
     generator: torch.Generator
     stream: TextStream
@@ -157,6 +158,7 @@ class Worker:
             unread_SD,
             contents,
             room=min(request.sampling.max_new_tokens, self._plan.length - len(contents)),
+            begun=time.monotonic(),
             deadline=time.monotonic() + self._time_limit,
             generator=generator,
             stream=TextStream(self._processor.tokenizer, before=request.ids),
@@ -278,6 +280,7 @@ class Worker:
         return "time" if now > answer.deadline else None
 
     def _end(self, answer: _Answer) -> None:
+        self.meter.row_free(time.monotonic() - answer.begun)
         self.slots.release(answer.row)
         self.active.remove(answer)
 

@@ -14,6 +14,8 @@ from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, choices, status
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
+from llava_app.ui.models import Models
+from llava_app.ui.picker import Picker
 from llava_app.ui.side_panel import connect_panel, side_panel
 from llava_app.ui.verdicts import Verdicts
 from llava_app.ui.viewer import Viewer
@@ -39,19 +41,20 @@ EDITOR = """
 """
 
 
-def model_list(handlers: Handlers) -> gr.Dropdown:
-    """The list of models; it is filled anew for each tab and whenever it changes."""
-    return gr.Dropdown(
-        choices=choices(handlers.models.cards()),
+def model_list(models: Models) -> tuple[gr.Dropdown, gr.Button]:
+    """The list of models, which is filled anew for each tab and whenever it changes, and the way to all about them."""
+    listing = gr.Dropdown(
+        choices=choices(models.cards()),
         value=None,
         label="Model",
         elem_id="model",
         filterable=False,
         interactive=True,
     )
+    return listing, gr.Button("All models", size="sm", elem_id="all-models")
 
 
-def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, feedback: Feedback | None) -> None:
+def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Button, feedback: Feedback | None) -> None:
     """Lay the chat out below what is on `page`, and connect it and the model list."""
     panel = side_panel()
     line = gr.HTML(status("Starting …", state="loading"), elem_id="status")
@@ -80,7 +83,7 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, feedback: Feed
     viewer = Viewer(handlers.models)
     _connect_viewer(viewer, sheet, box, bridge=bridge, talk=talk, model=model)
     drawer.expand(viewer.measure, [talk, model], context, **EVENT)
-    _connect_models(handlers, page, model, line=line, engine=engine)
+    _connect_models(Picker(handlers.models), page, model, every=every, sheet=sheet, line=line, engine=engine)
     page.load(handlers.begun, None, box, **EVENT)
     settings.connect(page, controls, reset)
 
@@ -176,10 +179,21 @@ def _connect_viewer(
     window.input(viewer.part, [box, talk], box, **EVENT)
 
 
-def _connect_models(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, *, line: gr.HTML, engine: gr.HTML) -> None:
+def _connect_models(
+    picker: Picker,
+    page: gr.Blocks,
+    model: gr.Dropdown,
+    *,
+    every: gr.Button,
+    sheet: gr.HTML,
+    line: gr.HTML,
+    engine: gr.HTML,
+) -> None:
     listed = gr.State([])
-    page.load(handlers.greet, None, [model, line], **EVENT)
-    model.change(handlers.choose, model, line, **EVENT)
+    page.load(picker.greet, None, [model, line], **EVENT)
+    model.change(picker.choose, model, line, **EVENT)
+    every.click(picker.table, None, sheet, **EVENT)
+    sheet.select(picker.use, None, model, **EVENT)
     clock = gr.Timer(REFRESH)
-    clock.tick(handlers.refresh, [listed, model], [listed, model], **EVENT)
-    clock.tick(handlers.watch, model, engine, **EVENT)
+    clock.tick(picker.refresh, [listed, model], [listed, model], **EVENT)
+    clock.tick(picker.watch, model, engine, **EVENT)

@@ -21,7 +21,7 @@ from llava_app.engine import Sampling
 from llava_app.errors import ImageError, ModelError, UserError
 from llava_app.images import Picture, open_image
 from llava_app.ui.api import read_text
-from llava_app.ui.display import Talk, messages
+from llava_app.ui.display import Talk, doing, messages
 from llava_app.ui.models import Models, Ready
 from llava_app.ui.votes import Vote, Votes
 
@@ -187,7 +187,7 @@ def _side(ready: Ready, talk: Talk, sampling: Sampling) -> Generator[tuple[Talk,
         with closing(reply(ready.engine, talk.conversation, sampling)) as answer:
             for progress in answer:
                 so_far = talk.advance(progress)
-                yield so_far, "" if progress.phase == "done" else progress.phase
+                yield so_far, doing(progress) or ""
     except UserError as error:
         gr.Warning(html.escape(str(error)), duration=20)
         written = so_far.conversation.turns[-1].answer or ""

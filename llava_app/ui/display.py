@@ -20,14 +20,14 @@ from PIL import Image
 from llava_app.chat import Progress
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation, Turn
-from llava_app.engine.watch import Snapshot
+from llava_app.engine.watch import Snapshot, Wait
 from llava_app.images import Picture
 
 SHOWN_SIDE = 640  # px; what is sent to the browser of a picture of up to 2,048
 Vote = Literal["up", "down", "corrected"]
 CUT = ("length", "stopped", "time")  # an answer that ended so can be continued
 CONTINUE = {"value": "continue", "label": "Continue the answer"}
-PHASES = {"queued": "Waiting for its turn …", "reading": "Looking …"}
+PHASES = {"queued": "Waiting for its turn …", "reading": "Reading …"}
 FINISHES = {
     "stop": "finished",
     "length": "reached the longest answer allowed",
@@ -126,12 +126,19 @@ def _turn_messages(talk: Talk, index: int, phase: str | None) -> list[Message]:
     about = talk.notes[index] if index < len(talk.notes) else Notes()
     is_last = index == len(talk.conversation.turns) - 1
     shown = [{"role": "user", "content": [*_question(turn, index), *_question_acts(turn, index)]}]
-    foot = _foot(turn, about, index) if phase is None else _waiting(phase)
+    foot = _foot(turn, about, index) if phase is None else _waiting(phase, turn)
     answer = [_text(as_written(turn.answer))] if turn.answer else []
     if answer or foot:
         options = [CONTINUE] if is_last and phase is None and turn.answer and turn.finish in CUT else []
         shown.append({"role": "assistant", "content": [*answer, *foot], "options": options})
     return shown
+
+
+def doing(progress: Progress) -> str | None:
+    """What an answer is doing, as the `phase` of `messages`."""
+    if progress.phase == "done":
+        return None
+    return _queued(progress.wait) if progress.wait else progress.phase
 
 
 def as_written(text: str) -> str:
@@ -259,10 +266,20 @@ def _foot(turn: Turn, notes: Notes, index: int) -> list[dict[str, Any]]:
     return [_html(about + (_answer_acts(turn, notes, index) if turn.answer else ""))]
 
 
-def _waiting(phase: str) -> list[dict[str, Any]]:
+def _waiting(phase: str, turn: Turn) -> list[dict[str, Any]]:
     if phase == "writing":
         return []
-    return [_html(f"<div class='foot waiting'>{html.escape(PHASES.get(phase, phase))}</div>")]
+    told = "Reading the picture …" if phase == "reading" and turn.images else PHASES.get(phase, phase)
+    return [_html(f"<div class='foot waiting'>{html.escape(told)}</div>")]
+
+
+def _queued(wait: Wait) -> str:
+    place = f"{wait.ahead} before you" if wait.ahead else "you are next"
+    if wait.seconds is None:
+        return f"Waiting for its turn: {place} …"
+    minutes = round(wait.seconds / 60)
+    length = f"{minutes} min" if minutes else f"{max(1, round(wait.seconds))} s"
+    return f"Waiting for its turn: {place}, about {length} …"
 
 
 def _data_url(picture: Picture) -> str:

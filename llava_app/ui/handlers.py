@@ -1,4 +1,4 @@
-"""What happens when somebody sends, retries, undoes or chooses a model.
+"""What happens when somebody sends, retries or undoes.
 
 Every handler is a public endpoint: it believes nothing that the browser sends but the question, the files that the
 browser uploaded, the name of a model and the settings, and it checks those. A failure leaves the conversation as it
@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -19,13 +18,13 @@ from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
 from llava_app.chat import reply
-from llava_app.checkpoints import Card
 from llava_app.errors import ContextError, ImageError, UserError
 from llava_app.images import open_image
 from llava_app.ui.asked import Asked, Tab
-from llava_app.ui.display import Talk, activity, choices, facts, messages, status
+from llava_app.ui.display import Talk, doing, messages
 from llava_app.ui.examples import Example
 from llava_app.ui.live import Live
+from llava_app.ui.model_table import getting
 from llava_app.ui.models import Models
 from llava_app.ui.settings import Setting, read
 
@@ -152,81 +151,28 @@ class Handlers:
         shorter = talk.undo()
         return shorter, messages(shorter), gr.update(value={"text": turn.question, "files": files})
 
-    def greet(self, request: gr.Request) -> Iterator[tuple[Any, Any]]:
-        """Model list and status for a new tab, as soon as it is known which model to start with: the one that the
-        address names with ?model=, or that of the app."""
-        while not self.models.first.done():
-            yield gr.skip(), status("Starting …", state="loading")
-            wait([self.models.first], timeout=HEARTBEAT)
-        try:
-            key = self.models.first.result()
-        except Exception as error:
-            yield gr.update(choices=choices(self.models.cards())), status(explain(error), state="failed")
-            return
-        cards = self.models.cards()
-        key = _named(request.query_params.get("model"), cards) or key
-        yield gr.update(choices=choices(cards), value=key), gr.skip()
-
     def begun(self, request: gr.Request) -> Any:
         """The question that the address brings along with ?q=; it is sent by hand."""
         question = (request.query_params.get("q") or "")[:MAX_CHARACTERS]
         return gr.update(value={"text": question, "files": []}) if question else gr.skip()
 
-    def choose(self, model: str | None) -> Iterator[str]:
-        """Load the chosen model and say how that goes. The conversation stays."""
-        if not model:
-            return
-        try:
-            card = self.models.card(model)
-            with self.models.lend(card) as ready:
-                while not ready.done():
-                    yield status(f"Loading {card.name} …", state="loading")
-                    wait([ready], timeout=HEARTBEAT)
-                why = self.models.why(model, ready.result())
-                yield status(card.about, state="ready", why=why, facts=facts(card))
-        except Exception as error:
-            yield status(explain(error), state="failed")
-
-    def refresh(self, listed: list[tuple[str, str]], model: str | None) -> tuple[Any, Any]:
-        """The model list, when it is no longer the one that this tab shows. The selection stays while it can."""
-        cards = self.models.cards()
-        now = choices(cards)
-        if now == listed:
-            return gr.skip(), gr.skip()
-        if model is None or model in cards:
-            return now, gr.update(choices=now)
-        gr.Warning(html.escape(f"The model “{Path(model).name}” is gone; {now[0][0]} takes its place."))
-        return now, gr.update(choices=now, value=now[0][1])
-
-    def watch(self, model: str | None) -> Any:
-        """What the engine of the chosen model is doing."""
-        card = self.models.cards().get(model or "")
-        engine = self.models.loaded(card) if card else None
-        snapshot = engine.snapshot() if engine else None
-        return activity(snapshot) if snapshot else ""
-
     def _pieces(self, asked: Asked) -> Generator[tuple[Talk, str | None], None, None]:
         """The talk so far and what its answer is doing; None at the end."""
         talk, model = asked.talk, asked.model
         if not model:
-            yield from _until(self.models.first, talk, "Starting …")
+            yield from _until(self.models.first, talk, lambda: "Starting …")
             model = self.models.first.result()
         card = self.models.card(model)
         with self.models.lend(card) as ready:
-            yield from _until(ready, talk, f"Loading {card.name} …")
+            yield from _until(ready, talk, lambda: getting(card))
             with closing(reply(ready.result().engine, talk.conversation, asked.sampling)) as answer:
                 for progress in answer:
-                    yield talk.advance(progress), None if progress.phase == "done" else progress.phase
+                    yield talk.advance(progress), doing(progress)
 
 
-def _named(name: str | None, cards: dict[str, Card]) -> str | None:
-    """The key of the model with this key or name; None when there is none."""
-    return next((key for key, card in cards.items() if name in (key, card.name)), None)
-
-
-def _until(future: Future[Any], talk: Talk, phase: str) -> Iterator[tuple[Talk, str]]:
+def _until(future: Future[Any], talk: Talk, phase: Callable[[], str]) -> Iterator[tuple[Talk, str]]:
     while not future.done():
-        yield talk.cut(), phase
+        yield talk.cut(), phase()
         wait([future], timeout=HEARTBEAT)
 
 

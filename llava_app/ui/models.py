@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_app.checkpoints import Card, catalogue
+from llava_app.checkpoints import Card, Outlook, catalogue
 from llava_app.engine import Engine
 from llava_app.engine.process import ModelProcess, Opened, ProcessEngine
 from llava_app.errors import ModelError
@@ -54,11 +54,13 @@ class Models:
         load_half: Callable[[Card], Ready] | None = None,
         elsewhere: Callable[[], list[Card]] = list,
         let_go: Callable[[], None] = lambda: None,
+        weigh: Callable[[Sequence[Card]], dict[Card, Outlook]] = lambda cards: {},
     ) -> None:
         """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
 
         `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, without waiting.
         `let_go` gives back what is kept of closed engines for the next one.
+        `weigh` says what models would take here, of those that it knows.
         """
         self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
@@ -67,6 +69,7 @@ class Models:
         self.runs = runs
         self._elsewhere = elsewhere
         self._let_go = let_go
+        self.weigh = weigh
         self._slots: dict[Card, _Slot] = {}
         self._pairs: list[frozenset[Card]] = []  # lent together
         self._pinned: tuple[Card, ...] = ()
@@ -170,6 +173,8 @@ class Models:
     def _fill(self, card: Card, slot: _Slot) -> None:
         beside = self._beside(card)
         try:
+            if not beside and card.kind not in LIGHT:
+                self._check(card)
             self._make_room(card, beside)
             slot.shares = bool(beside)
             later = any(self.loaded(other) for other in beside)
@@ -178,6 +183,12 @@ class Models:
             slot.ready.set_exception(ModelError(f"Two models at once share the memory. {error}") if beside else error)
         except Exception as error:
             slot.ready.set_exception(error)
+
+    def _check(self, card: Card) -> None:
+        """Raise ModelError for a model that does not fit, before another is closed for it."""
+        expected = self.weigh([card]).get(card)
+        if expected and expected.refusal:
+            raise ModelError(expected.refusal)
 
     def _beside(self, card: Card) -> set[Card]:
         """The big models that are lent together with `card` now."""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from llava_app.checkpoints import Card, find
+from llava_app.checkpoints import Card, Outlook, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
 from llava_app.evaluations import Evaluation
 from llava_app.feedback import Feedback
-from llava_app.ui import api, compare_tab, train_tab
+from llava_app.ui import api, compare_tab, picker, train_tab
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
@@ -38,13 +38,13 @@ def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
-            model = model_list(handlers)
+            model, every = model_list(models)
         if public:
-            chat(handlers, page, model, None)
+            chat(handlers, page, model, every, None)
         else:
             with gr.Tabs(elem_id="tabs"):
                 with gr.Tab("Chat", elem_id="chat-tab"):
-                    chat(handlers, page, model, Feedback(runs / "feedback"))
+                    chat(handlers, page, model, every, Feedback(runs / "feedback"))
                 with gr.Tab("Compare", elem_id="compare-tab") as tab:
                     compare(models, tab, runs)
                 train(models, runs, model=model)
@@ -64,7 +64,7 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
             server_name=host,
             server_port=port,
             theme=Lava(),
-            css_paths=[STYLE, compare_tab.STYLE, train_tab.STYLE],
+            css_paths=[STYLE, compare_tab.STYLE, train_tab.STYLE, picker.STYLE],
             js=SCRIPT.read_text(encoding="utf-8"),
             head=HEAD,
             favicon_path=MARK,
@@ -109,7 +109,12 @@ def open_page(
     def load_half(card: Card) -> Ready:
         return load_locally(process, card, precision, share=0.5)
 
-    models = Models(load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere, let_go=process.clear)
+    def weigh(cards: Sequence[Card]) -> dict[Card, Outlook]:
+        return process.weigh(cards, precision)
+
+    models = Models(
+        load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere, let_go=process.clear, weigh=weigh
+    )
     models.start()  # beside the page: neither waits for the other
     page = build(models, runs, public="SPACE_ID" in os.environ)
     _serve(page, host=host, port=port, mcp=mcp)

@@ -1,4 +1,4 @@
-// A picture opened large. A part of it that is marked with mouse or finger becomes a picture of the next question.
+// A sheet over the page: all models, or a picture opened large. A part of it that is marked with mouse or finger becomes a picture of the next question.
 let marked = null;
 
 function mark(area, from, to) {
@@ -29,6 +29,7 @@ element.addEventListener("click", (event) => {
   if (!chosen) return;
   const { turn, picture } = chosen.dataset;
   if (chosen.dataset.do === "part") trigger("input", { turn: Number(turn), picture: Number(picture), part: marked });
+  if (chosen.dataset.do === "use") trigger("select", { model: chosen.dataset.model });
   element.querySelector("dialog").close();
 });
 

@@ -29,8 +29,9 @@ from llava_app.engine import Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.engine.weights import Weights
 from llava_app.images import Picture
-from llava_app.loading import Loaded, load, make_processor
+from llava_app.loading import Loaded, load
 from llava_app.memory import free_bytes, make_plan, need
+from llava_app.processors import make_processor
 from llava_app.prompts import encode
 from tests.benchmarks.draw import draw
 from tests.benchmarks.memory import memory_rows

@@ -24,7 +24,8 @@ from finetune.flops import Row
 from finetune.plan import plan_memory
 from finetune.recipe import load_recipe
 from llava_app.checkpoints import read_card
-from llava_app.loading import config_of, processor_of
+from llava_app.loading import processor_of
+from llava_app.outlook import config_of
 from tests.fixtures_model import byte_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent

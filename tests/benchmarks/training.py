@@ -41,7 +41,8 @@ from finetune.stages import apply_stage
 from finetune.supervision import SupervisedLoss
 from finetune.train import Course, take_step
 from llava_app.checkpoints import built_in
-from llava_app.loading import Loaded, load, make_processor
+from llava_app.loading import Loaded, load
+from llava_app.processors import make_processor
 from llava_app.prompts import Encoded
 from tests.benchmarks.engine import RESULTS, Row, random_llava
 

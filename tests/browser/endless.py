@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from llava_app.checkpoints import Card, write_card
-from llava_app.loading import make_processor
+from llava_app.processors import make_processor
 from tests.fixtures_model import byte_tokenizer, tiny_config
 
 
