@@ -61,7 +61,7 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, feedback: Feed
     box = _box()
     with gr.Column(elem_id="below"):
         with gr.Accordion("Settings", open=False, elem_id="settings") as drawer:
-            controls = settings.controls()
+            controls = settings.controls(handlers.limits.new_tokens)
             reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
             context = gr.HTML(elem_id="context", padding=False)
             engine = gr.HTML(elem_id="engine", padding=False)

@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,18 @@ from gradio.utils import get_upload_folder
 
 from llava_app.chat import reply
 from llava_app.checkpoints import Card
-from llava_app.errors import ContextError, ImageError, UserError
-from llava_app.images import open_image
-from llava_app.ui.asked import Asked, Tab
+from llava_app.errors import UserError
+from llava_app.limits import LOCAL, Gate
+from llava_app.ui.asked import Asked, Tab, ask, bounded
 from llava_app.ui.display import Talk, activity, choices, facts, messages, status
+from llava_app.ui.door import visitor
 from llava_app.ui.examples import Example
 from llava_app.ui.live import Live
 from llava_app.ui.models import Models
 from llava_app.ui.settings import Setting, read
 
-MAX_PICTURES = 8  # in one message
-MAX_CHARACTERS = 20_000  # in one question; far above any model's context, far below what stalls a tokenizer
+MAX_PICTURES = LOCAL.pictures  # in one message
+MAX_CHARACTERS = LOCAL.characters  # in one question; far above any model's context, far below what stalls a tokenizer
 HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
 
 Update = tuple[Any, Any, Any]  # the talk, the Chatbot's messages, the box
@@ -44,9 +45,12 @@ logger = logging.getLogger(__name__)
 class Handlers:
     """The events of the page, on the models of this process."""
 
-    def __init__(self, models: Models, examples: Sequence[Example]) -> None:
+    def __init__(self, models: Models, examples: Sequence[Example], gate: Gate | None = None) -> None:
+        """`gate`: where every question passes; by default that of a page of one's own."""
         self.models = models
         self.examples = examples
+        self.gate = gate or Gate(LOCAL)
+        self.limits = self.gate.limits
         self.live = Live()
 
     def send(
@@ -59,7 +63,7 @@ class Handlers:
             gr.Info("Type a question or add a picture, then send.")
             return UNCHANGED
         box = {"text": question, "files": files}
-        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings)
+        return self._open(self._asking(question, files), tab, talk, box, model, settings)
 
     def example(self, chosen: gr.SelectData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Ask the example that was clicked."""
@@ -67,7 +71,7 @@ class Handlers:
             return UNCHANGED
         question, files = self.examples[chosen.index].question, [str(self.examples[chosen.index].image)]
         box = {"text": question, "files": files}
-        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings)
+        return self._open(self._asking(question, files), tab, talk, box, model, settings)
 
     def quick(
         self, question: str, message: dict[str, Any] | None, tab: Tab, talk: Talk, model: str | None, *settings: Setting
@@ -79,7 +83,7 @@ class Handlers:
             gr.Info("Add a picture first: drop it anywhere, or paste it.")
             return UNCHANGED
         box = {"text": typed, "files": files}
-        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings, left=typed)
+        return self._open(self._asking(question, files), tab, talk, box, model, settings, left=typed)
 
     def edit(self, edited: gr.EventData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Ask an earlier question anew, in other words and with its pictures; the conversation goes on from there."""
@@ -90,21 +94,21 @@ class Handlers:
         if not question.strip() and not turns[turn].images:
             gr.Info("Type a question.")
             return UNCHANGED
-        return _open(lambda before: before.edit(turn, _bounded(question)), tab, talk, None, model, settings)
+        return self._open(lambda on: on.edit(turn, bounded(question, self.limits)), tab, talk, None, model, settings)
 
     def resume(self, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Go on with the last answer, where it was cut."""
         if not talk.conversation.turns or not talk.conversation.turns[-1].answer:
             return UNCHANGED
-        return _open(Talk.resume, tab, talk, None, model, settings)
+        return self._open(Talk.resume, tab, talk, None, model, settings)
 
     def retry(self, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Answer the last question anew."""
         if not talk.conversation.turns:
             return UNCHANGED
-        return _open(Talk.retry, tab, talk, None, model, settings)
+        return self._open(Talk.retry, tab, talk, None, model, settings)
 
-    def stream(self, tab: Tab, talk: Talk) -> Iterator[Any]:
+    def stream(self, tab: Tab, talk: Talk, request: gr.Request | None = None) -> Iterator[Any]:
         """The Chatbot's messages while what was asked in this tab is answered. When that fails, the conversation is as
         it was before the question."""
         asked = tab.begin(talk)
@@ -113,7 +117,7 @@ class Handlers:
             return
         earlier = messages(asked.so_far)[:-2]
         try:
-            with closing(self._pieces(asked)) as pieces:
+            with self.gate.enter(visitor(request)), closing(self._pieces(asked)) as pieces:
                 for so_far, phase in pieces:
                     if not tab.wants(asked):
                         break
@@ -172,13 +176,13 @@ class Handlers:
         question = (request.query_params.get("q") or "")[:MAX_CHARACTERS]
         return gr.update(value={"text": question, "files": []}) if question else gr.skip()
 
-    def choose(self, model: str | None) -> Iterator[str]:
-        """Load the chosen model and say how that goes. The conversation stays."""
+    def choose(self, model: str | None, request: gr.Request | None = None) -> Iterator[str]:
+        """Load the chosen model, which counts as a question, and say how that goes. The conversation stays."""
         if not model:
             return
         try:
             card = self.models.card(model)
-            with self.models.lend(card) as ready:
+            with self._entered(card, request), self.models.lend(card) as ready:
                 while not ready.done():
                     yield status(f"Loading {card.name} …", state="loading")
                     wait([ready], timeout=HEARTBEAT)
@@ -205,6 +209,40 @@ class Handlers:
         snapshot = engine.snapshot() if engine else None
         return activity(snapshot) if snapshot else ""
 
+    def _asking(self, question: str, files: Sequence[str]) -> Callable[[Talk], Talk]:
+        return lambda before: ask(before, question, files, self.limits)
+
+    def _entered(self, card: Card, request: gr.Request | None) -> AbstractContextManager[None]:
+        """The gate, unless the model is there already."""
+        return nullcontext() if self.models.loaded(card) else self.gate.enter(visitor(request))
+
+    def _open(
+        self,
+        reopen: Callable[[Talk], Talk],
+        tab: Tab,
+        talk: Talk,
+        box: dict[str, Any] | None,
+        model: str | None,
+        settings: Sequence[Setting],
+        *,
+        left: str = "",
+    ) -> Update:
+        """Leave the talk that `reopen` makes of this one for `stream`, and show that, with the text `left` in the box.
+        When that fails: everything as it was, and `box` in the box."""
+        if tab.is_answering:
+            gr.Info("Wait for the answer, or stop it.")
+            return UNCHANGED
+        before = tab.leave(talk)
+        try:
+            how = read(*settings, longest=self.limits.new_tokens)
+            opened = reopen(before).under(how.system)
+        except Exception as error:
+            gr.Warning(html.escape(explain(error)), duration=20)
+            return before, messages(before), gr.skip() if box is None else gr.update(value=box)
+        shown = opened.cut()
+        tab.asked = Asked(opened, before, box, model, how.sampling, so_far=shown)
+        return shown, messages(shown, "reading"), _busy(None if box is None else left)
+
     def _pieces(self, asked: Asked) -> Generator[tuple[Talk, str | None], None, None]:
         """The talk so far and what its answer is doing; None at the end."""
         talk, model = asked.talk, asked.model
@@ -228,52 +266,6 @@ def _until(future: Future[Any], talk: Talk, phase: str) -> Iterator[tuple[Talk, 
     while not future.done():
         yield talk.cut(), phase
         wait([future], timeout=HEARTBEAT)
-
-
-def _open(
-    reopen: Callable[[Talk], Talk],
-    tab: Tab,
-    talk: Talk,
-    box: dict[str, Any] | None,
-    model: str | None,
-    settings: Sequence[Setting],
-    *,
-    left: str = "",
-) -> Update:
-    """Leave the talk that `reopen` makes of this one for `stream`, and show that, with the text `left` in the box. When
-    that fails: everything as it was, and `box` in the box."""
-    if tab.is_answering:
-        gr.Info("Wait for the answer, or stop it.")
-        return UNCHANGED
-    before = tab.leave(talk)
-    try:
-        how = read(*settings)
-        opened = reopen(before).under(how.system)
-    except Exception as error:
-        gr.Warning(html.escape(explain(error)), duration=20)
-        return before, messages(before), gr.skip() if box is None else gr.update(value=box)
-    shown = opened.cut()
-    tab.asked = Asked(opened, before, box, model, how.sampling, so_far=shown)
-    return shown, messages(shown, "reading"), _busy(None if box is None else left)
-
-
-def _ask(talk: Talk, question: str, files: Sequence[str]) -> Talk:
-    """The talk with this question and these uploaded files. Raises UserError."""
-    _bounded(question)
-    if len(files) > MAX_PICTURES:
-        raise ImageError(
-            f"There are {len(files)} pictures in this message; the limit is {MAX_PICTURES}. Remove some, then send."
-        )
-    return talk.ask(question, tuple(open_image(file) for file in files))
-
-
-def _bounded(question: str) -> str:
-    """The question. Raises ContextError when it is far too long."""
-    if len(question) > MAX_CHARACTERS:
-        raise ContextError(
-            f"The question has {len(question):,} characters; the limit is {MAX_CHARACTERS:,}. Shorten it, then send."
-        )
-    return question
 
 
 def _is_index(number: Any, of: Sequence[Any]) -> bool:

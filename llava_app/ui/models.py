@@ -18,11 +18,13 @@ from llava_app.checkpoints import Card, catalogue
 from llava_app.engine import Engine
 from llava_app.engine.process import ModelProcess, Opened, ProcessEngine
 from llava_app.errors import ModelError
+from llava_app.presets import PRESETS
 
 if TYPE_CHECKING:
     from llava_app.engine.servers import Servers
 
 LIGHT = ("built-in", "server")  # kinds of models that take next to no memory here
+SMALL = tuple(preset.source for preset in PRESETS if preset.parameters < 1e9)  # what a CPU can run beside others
 SWITCH_LIMIT = 30.0  # seconds that the answers of one model can hold up the next
 
 
@@ -53,10 +55,12 @@ class Models:
         runs: Path,
         load_half: Callable[[Card], Ready] | None = None,
         elsewhere: Callable[[], list[Card]] = list,
+        public: bool = False,
     ) -> None:
         """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
 
         `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, without waiting.
+        Visitors of a `public` page cannot have big models fetched from the Hub, nor put the first one out of memory.
         """
         self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
@@ -64,6 +68,7 @@ class Models:
         self._load_half = load_half or load
         self.runs = runs
         self._elsewhere = elsewhere
+        self._public = public
         self._slots: dict[Card, _Slot] = {}
         self._pairs: list[frozenset[Card]] = []  # lent together
         self._pinned: tuple[Card, ...] = ()
@@ -78,10 +83,15 @@ class Models:
 
     def cards(self) -> dict[str, Card]:
         """The models to choose from, by a key that stays the same whatever else is in the list."""
-        listed = catalogue(self.runs) + self._elsewhere()
+        listed = [card for card in catalogue(self.runs) + self._elsewhere() if self._offers(card)]
         sources = {card.source for card in listed}
         pinned = {f"folder/{Path(card.source).name}": card for card in self._pinned if card.source not in sources}
         return pinned | {_key(card): card for card in listed}
+
+    def _offers(self, card: Card) -> bool:
+        if not self._public or card.kind != "hub":
+            return True
+        return card.source in SMALL and all(first.kind in LIGHT for first in self._pinned)
 
     def card(self, key: str) -> Card:
         """The model with this key. Raises ModelError when it is not in the list."""
