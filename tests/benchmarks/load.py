@@ -123,7 +123,7 @@ def _picture(index: int) -> Picture:
 
 
 async def _let_in(visitors: list[Visitor], app: App, seconds: float) -> list[Sample]:
-    limits = httpx.Limits(max_connections=None)
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)  # s; the server hangs up after 5
     async with httpx.AsyncClient(base_url=app.address, timeout=PATIENCE, limits=limits) as client:
         page = Page((await client.get("config")).json())
         begun = time.monotonic()

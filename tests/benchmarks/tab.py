@@ -60,10 +60,13 @@ class Tab:
         self._client = client
         self._arrived: defaultdict[str, asyncio.Queue[dict[str, Any]]] = defaultdict(asyncio.Queue)
         self._open = 0  # events that are not over yet
+        self._closed = False
         self._reader: asyncio.Task[None] | None = None
         self._alive = asyncio.create_task(self._hold(f"{API}/heartbeat/{self.session}"))
 
     async def close(self) -> None:
+        self._closed = True
+        self._deliver({"msg": "closed"})
         for task in filter(None, (self._reader, self._alive)):
             task.cancel()
             with suppress(asyncio.CancelledError, httpx.HTTPError):
@@ -75,34 +78,28 @@ class Tab:
         sent.raise_for_status()
         return {"path": sent.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
-    async def run(
-        self, chain: list[int], data: list[Any], *, event_data: Any = None, look: Look = lambda outputs: None
-    ) -> Heard:
+    async def run(self, chain: list[int], data: list[Any], *, look: Look = lambda outputs: None) -> Heard:
         """Start the first event with `data` and the others after it; `look` sees the outputs of each as they change."""
         heard = Heard()
         for event in chain:
-            sent = data if event == chain[0] else [None] * self.page.inputs[event]
-            await self._one(event, sent, event_data if event == chain[0] else None, heard, look)
+            if not self._closed:
+                sent = data if event == chain[0] else [None] * self.page.inputs[event]
+                await self._one(event, sent, heard, look)
         return heard
 
-    async def _one(self, event: int, data: list[Any], event_data: Any, heard: Heard, look: Look) -> None:
+    async def _one(self, event: int, data: list[Any], heard: Heard, look: Look) -> None:
         self._open += 1
+        asked = {"data": data, "fn_index": event, "session_hash": self.session, "trigger_id": None}
         try:
-            joined = await self._client.post(
-                f"{API}/queue/join",
-                json={
-                    "data": data, "fn_index": event, "session_hash": self.session, "event_data": event_data,
-                    "trigger_id": None,
-                },
-            )  # fmt: skip
-            if joined.status_code != httpx.codes.OK:
-                heard.faults.append(f"{joined.status_code} {joined.text[:200]}")
+            joined = await self._client.post(f"{API}/queue/join", json=asked)
+            joined.raise_for_status()
+            if self._closed:
                 return
             if self._reader is None or self._reader.done():
                 self._reader = asyncio.create_task(self._read())
             await self._listen(joined.json()["event_id"], heard, look)
         except httpx.HTTPError as error:
-            heard.faults.append(repr(error))
+            heard.faults.append(f"event {event} cannot be started: {error!r}")
         finally:
             self._open -= 1
 
@@ -127,22 +124,26 @@ class Tab:
                 case "unexpected_error":
                     heard.faults.append(str(message["message"]))
                     return
+                case "closed":
+                    return
 
     async def _read(self) -> None:
         """Hand out the messages of the session's stream, which the server ends whenever nothing is left to wait for."""
-        while self._open:
-            where = {"session_hash": self.session}
-            async with self._client.stream("GET", f"{API}/queue/data", params=where) as stream:
-                async for line in stream.aiter_lines():
-                    if line.startswith("data:"):
-                        self._deliver(json.loads(line.removeprefix("data:")))
+        where = {"session_hash": self.session}
+        try:
+            while self._open:
+                async with self._client.stream("GET", f"{API}/queue/data", params=where) as stream:
+                    async for line in stream.aiter_lines():
+                        if line.startswith("data:"):
+                            self._deliver(json.loads(line.removeprefix("data:")))
+        except httpx.HTTPError as error:
+            self._deliver({"msg": "unexpected_error", "message": f"the stream broke off: {error!r}"})
 
     def _deliver(self, message: dict[str, Any]) -> None:
-        if message["msg"] == "unexpected_error":  # of the stream, so of every event
-            for arrived in self._arrived.values():
-                arrived.put_nowait(message)
-        elif message.get("event_id"):
-            self._arrived[message["event_id"]].put_nowait(message)
+        """To the event it is for, or to all that are not over."""
+        identifier = message.get("event_id")
+        for arrived in [self._arrived[identifier]] if identifier else list(self._arrived.values()):
+            arrived.put_nowait(message)
 
     async def _hold(self, path: str) -> None:
         async with self._client.stream("GET", path, timeout=None) as stream:
