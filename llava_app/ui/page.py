@@ -31,6 +31,8 @@ SUBTITLE = "Show it a picture and ask about it."
 UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 # Who asks on a Space, its proxies say: uvicorn believes those in private networks, and here no one else can reach it.
 PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+MOST_TABS = 256  # that are open at once; each takes 0.4 MB, and a closed one is forgotten when another needs its place
+MOST_EVENTS = 256  # at once, an answer for as long as it is written; Stop needs a place beside them
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
@@ -66,7 +68,7 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
 
 def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool, limits: Limits, passwords: Mapping[str, str]) -> None:
     """Answer at `host` and `port` from now on. Raises UserError when the port is taken."""
-    page.queue(max_size=256)
+    page.queue(max_size=MOST_EVENTS)
     try:
         page.launch(
             server_name=host,
@@ -78,7 +80,8 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool, limits: Limits, 
             favicon_path=MARK,
             allowed_paths=[str(EXAMPLES)],
             max_file_size=UPLOAD_LIMIT,
-            state_session_capacity=500,
+            state_session_capacity=MOST_TABS,
+            max_threads=MOST_EVENTS,
             footer_links=[],
             run_history=False,
             ssr_mode=False,
