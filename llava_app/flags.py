@@ -28,4 +28,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--public", action="store_true", default=on_a_space, help=PUBLIC_HELP)
     parser.add_argument("--feedback", action="store_true", help="keep votes and corrections on a public page too")
     parser.add_argument("--auth", action="append", default=[], metavar="NAME[:FILE]", help=AUTH_HELP)
+    parser.add_argument("--metrics", action="store_true", help="answer /healthz, and /metrics for Prometheus")
+    parser.add_argument("--log-json", action="store_true", help="write the log as JSON, one object a line")
     return parser.parse_args([*shlex.split(os.environ.get(VARIABLE, "")), *arguments])

@@ -51,7 +51,9 @@ def test_a_model_that_does_not_exist_is_refused_before_anything_opens(monkeypatc
 
 
 def test_the_page_starts_without_torch_which_only_the_models_process_needs() -> None:
-    subprocess.run([sys.executable, "-c", "import sys, llava_app.ui.page; sys.exit('torch' in sys.modules)"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, llava_app.ui.page; sys.exit('torch' in sys.modules)"], check=True
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from llava_app.checkpoints import Card, catalogue
 from llava_app.engine import Engine
 from llava_app.engine.process import ModelProcess, Opened, ProcessEngine
-from llava_app.errors import ModelError
+from llava_app.errors import BusyError, ModelError
 from llava_app.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Models:
         self._slots: dict[Card, _Slot] = {}
         self._pairs: list[frozenset[Card]] = []  # lent together
         self._pinned: tuple[Card, ...] = ()
+        self._closing = False
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)  # an engine that was lent is free again
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -118,8 +119,10 @@ class Models:
 
     @contextmanager
     def lend(self, card: Card) -> Iterator[Future[Ready]]:
-        """The engine of `card`, loading if need be; it is not closed while it is lent."""
+        """The engine of `card`, loading if need be; it is not closed while it is lent. Raises BusyError at the end."""
         with self._lock:
+            if self._closing:
+                raise BusyError("The app is about to start anew. Send the question again in a minute.")
             slot = self._slots.get(card)
             if slot is None or (slot.ready.done() and slot.ready.exception()):
                 slot = self._slots[card] = _Slot(Future())
@@ -152,6 +155,31 @@ class Models:
         finally:
             with self._lock:
                 self._pairs.remove(pair)
+
+    @property
+    def state(self) -> str:
+        """Whether questions can be answered: "ready", "loading", "failed", or "closing" at the end."""
+        if self._closing:
+            return "closing"
+        if not self.first.done():
+            return "loading"
+        with self._lock:
+            slots = [slot for slot in self._slots.values() if slot.ready.done()]
+        if any(map(_is_loaded, slots)):
+            return "ready"
+        return "failed" if slots or self.first.exception() else "loading"
+
+    def engines(self) -> dict[str, Engine]:
+        """The engines that are loaded now, by the names of their models."""
+        with self._lock:
+            return {card.name: slot.ready.result().engine for card, slot in self._slots.items() if _is_loaded(slot)}
+
+    def close(self, limit: float) -> None:
+        """Lend nothing any more, let the answers that run finish for `limit` seconds, then end them where they are."""
+        with self._lock:
+            self._closing = True
+            slots = [slot for slot in self._slots.values() if _is_loaded(slot)]
+        self._close(slots, limit)
 
     def give_back(self) -> list[str]:
         """Close every big engine, when its answers have ended or at the limit; returns the names of their models."""
@@ -207,10 +235,10 @@ class Models:
         self._close(slots)
         return [other.name for other in others]
 
-    def _close(self, slots: Sequence[_Slot]) -> None:
+    def _close(self, slots: Sequence[_Slot], limit: float = SWITCH_LIMIT) -> None:
         """Close these engines when their answers have ended, or at the limit, which ends them."""
         with self._lock:
-            self._returned.wait_for(lambda: not any(slot.listeners for slot in slots), SWITCH_LIMIT)
+            self._returned.wait_for(lambda: not any(slot.listeners for slot in slots), limit)
         for slot in slots:
             slot.ready.result().engine.close()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from llava_app.checkpoints import Card, find
 from llava_app.engine.process import ModelProcess
@@ -13,6 +14,8 @@ from llava_app.errors import UserError
 from llava_app.evaluations import Evaluation
 from llava_app.feedback import Feedback
 from llava_app.limits import LOCAL, PUBLIC, Gate, Limits
+from llava_app.logs import start_log
+from llava_app.metrics import check_prometheus
 from llava_app.passwords import Passwords, read_passwords
 from llava_app.ui import api, compare_tab, train_tab
 from llava_app.ui.chat_tab import chat, model_list
@@ -23,8 +26,10 @@ from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
+from llava_app.ui.operations import routes, serve_until_told
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
 from llava_app.ui.train_tab import train
+from llava_app.ui.uploads import Uploads
 
 TITLE = "LLaVA"
 SUBTITLE = "Show it a picture and ask about it."
@@ -66,8 +71,17 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
     return page
 
 
-def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool, limits: Limits, passwords: Mapping[str, str]) -> None:
-    """Answer at `host` and `port` from now on. Raises UserError when the port is taken."""
+def _serve(
+    page: gr.Blocks,
+    *,
+    host: str,
+    port: int,
+    mcp: bool,
+    limits: Limits,
+    passwords: Mapping[str, str],
+    extra: Sequence[Route],
+) -> None:
+    """Answer at `host` and `port` from now on, and to `extra`. Raises UserError when the port is taken."""
     page.queue(max_size=MOST_EVENTS)
     try:
         page.launch(
@@ -88,7 +102,7 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool, limits: Limits, 
             show_error=False,
             mcp_server=mcp,
             auth=Passwords(passwords).check if passwords else None,
-            app_kwargs={"middleware": [Middleware(Door, limits=limits)]},
+            app_kwargs={"middleware": [Middleware(Door, limits=limits)], "routes": list(extra)},
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -108,13 +122,18 @@ def open_page(
     public: bool,
     feedback: bool,
     auth: Sequence[str],
+    metrics: bool,
+    log_json: bool,
 ) -> None:
-    """Serve the page until it is interrupted, with `mcp` also as an MCP server; the flags are those of `flags.parse`.
+    """Serve the page until it is told to end, with `mcp` also as an MCP server; the flags are those of `flags.parse`.
 
     Raises UserError: no such `model`, a port that is taken, no package for `mcp`, one of `servers` no address, one of
     `auth` without a password.
     """
+    start_log(as_json=log_json)
     passwords = read_passwords(auth)
+    if metrics:
+        check_prometheus()
     if mcp:
         api.check_mcp(with_passwords=bool(passwords))
     if "SPACE_ID" in os.environ:
@@ -138,7 +157,12 @@ def open_page(
 
     models = Models(load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere, public=public)
     models.start()  # beside the page: neither waits for the other
+    uploads = Uploads(Path(os.environ.get("GRADIO_TEMP_DIR", runs / "uploads")))
     page = build(models, runs, public=public, feedback=feedback)
-    _serve(page, host=host, port=port, mcp=mcp, limits=PUBLIC if public else LOCAL, passwords=passwords)
+    extra = routes(models) if metrics else []
+    limits = PUBLIC if public else LOCAL
+    _serve(page, host=host, port=port, mcp=mcp, limits=limits, passwords=passwords, extra=extra)
+    uploads.watch()
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
-    page.block_thread()
+    serve_until_told(page, models)
+    uploads.remove()

@@ -27,10 +27,11 @@ from llava_app.checkpoints import read_card
 from llava_app.engine.local import LocalEngine
 from llava_app.images import Picture
 from llava_app.loading import load
+from llava_app.ui.page import MOST_TABS
 from tests.benchmarks.page import write_endless_memeworld
-from tests.benchmarks.tab import Page
-from tests.benchmarks.visitors import Tally, Visitor, expect
-from tests.serving import PATIENCE, App, running
+from tests.benchmarks.tab import Page, Tab
+from tests.benchmarks.visitors import Tally, Visitor, client, expect
+from tests.serving import App, running
 
 RESULTS = Path(__file__).parent / "results"
 LARGE = 1024  # px; every fifth picture is as large as a photograph
@@ -98,7 +99,7 @@ def measure(effort: Effort) -> tuple[Tally, list[Sample]]:
         runs = Path(folder)
         write_endless_memeworld(runs / "endless")
         visitors = invited(runs / "endless", effort.visitors, tally)
-        flags = ("--runs", str(runs), "--model", "endless", "--precision", "float32")
+        flags = ("--runs", str(runs), "--model", "endless", "--precision", "float32", "--metrics")
         with running(*flags, log=runs / "app.log") as app:
             samples = asyncio.run(_let_in(visitors, app, effort.seconds))
         log = (runs / "app.log").read_text(encoding="utf-8")
@@ -123,14 +124,23 @@ def _picture(index: int) -> Picture:
 
 
 async def _let_in(visitors: list[Visitor], app: App, seconds: float) -> list[Sample]:
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)  # s; the server hangs up after 5
-    async with httpx.AsyncClient(base_url=app.address, timeout=PATIENCE, limits=limits) as client:
-        page = Page((await client.get("config")).json())
-        begun = time.monotonic()
-        watching = asyncio.create_task(_watch(app, begun))
-        await asyncio.gather(*(visitor.visit(client, page, begun + seconds) for visitor in visitors))
-        watching.cancel()
-        return await watching
+    async with client(app.address, len(visitors)) as first:
+        while (await first.get("healthz")).status_code != httpx.codes.OK:  # the model is loading
+            await asyncio.sleep(0.2)
+        page = Page((await first.get("config")).json())
+        await asyncio.gather(*(_pass_by(first, page) for _ in range(MOST_TABS - len(visitors))))
+    begun = time.monotonic()
+    watching = asyncio.create_task(_watch(app, begun))
+    await asyncio.gather(*(visitor.visit(app.address, page, begun + seconds) for visitor in visitors))
+    watching.cancel()
+    return await watching
+
+
+async def _pass_by(client: httpx.AsyncClient, page: Page) -> None:
+    """Open the page and leave. The server remembers so many tabs, and its memory is to be full before it is weighed."""
+    tab = Tab(client, page)
+    await tab.run([page.restore], [{}])
+    await tab.close()
 
 
 async def _watch(app: App, begun: float) -> list[Sample]:

@@ -25,6 +25,7 @@ class Page:
         self.ask = self._chain(self._on(parts["box"], "submit"))
         self.stop = self._on(parts["box"], "stop")
         self.clear = self._on(parts["clear"], "click")
+        self.like = self._on(parts["bridge"], "like")
         self.restore = next(event["id"] for event in self._events if event["inputs"] == [parts["keeper"]])
         self.ticks = [event["id"] for event in self._events if any(name == "tick" for _, name in event["targets"])]
 
@@ -78,18 +79,23 @@ class Tab:
         sent.raise_for_status()
         return {"path": sent.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
-    async def run(self, chain: list[int], data: list[Any], *, look: Look = lambda outputs: None) -> Heard:
-        """Start the first event with `data` and the others after it; `look` sees the outputs of each as they change."""
+    async def run(
+        self, chain: list[int], data: list[Any], *, about: Any = None, look: Look = lambda outputs: None
+    ) -> Heard:
+        """Start the first event with `data` and the others after it; `look` sees the outputs of each as they change.
+
+        `about` is what else the first event brings along.
+        """
         heard = Heard()
         for event in chain:
             if not self._closed:
                 sent = data if event == chain[0] else [None] * self.page.inputs[event]
-                await self._one(event, sent, heard, look)
+                await self._one(event, sent, about if event == chain[0] else None, heard, look)
         return heard
 
-    async def _one(self, event: int, data: list[Any], heard: Heard, look: Look) -> None:
+    async def _one(self, event: int, data: list[Any], about: Any, heard: Heard, look: Look) -> None:
         self._open += 1
-        asked = {"data": data, "fn_index": event, "session_hash": self.session, "trigger_id": None}
+        asked = {"data": data, "event_data": about, "fn_index": event, "session_hash": self.session, "trigger_id": None}
         try:
             joined = await self._client.post(f"{API}/queue/join", json=asked)
             joined.raise_for_status()

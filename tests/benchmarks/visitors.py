@@ -17,6 +17,7 @@ from llava_app.engine import Engine, Sampling
 from llava_app.images import Picture
 from llava_app.ui.handlers import MAX_CHARACTERS
 from tests.benchmarks.tab import Heard, Page, Tab
+from tests.serving import PATIENCE
 
 PAUSE = 2.0  # s that a visitor thinks at most before the next question
 CLOCK = 5.0  # s between two looks at the model list, as the page's timer has it
@@ -61,10 +62,18 @@ def expect(engine: Engine, picture: Picture) -> Expected:
     return Expected(joke, what, answer(Conversation().ask(DESCRIBE, [picture]), LONG))
 
 
+def client(address: str, number: int) -> httpx.AsyncClient:
+    """A browser behind a proxy that says from which address each visitor comes."""
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)  # s; the server hangs up after 5
+    headers = {"X-Forwarded-For": f"10.0.{number // 256}.{number % 256}"}
+    return httpx.AsyncClient(base_url=address, headers=headers, timeout=PATIENCE, limits=limits, verify=False)
+
+
 class Visitor:
     """Somebody who asks about a picture that nobody else has, and knows what is to come."""
 
     def __init__(self, number: int, picture: Picture, expected: Expected, *, model: str, tally: Tally) -> None:
+        self._number = number
         self._own = (f"visitor-{number}.png", _png(picture))
         self._expected = expected
         self._model = model
@@ -76,10 +85,15 @@ class Visitor:
             self._talk: 5, self._read: 3, self._stop: 2, self._reload: 2, self._broken: 2, self._too_long: 1,
         }  # fmt: skip
 
-    async def visit(self, client: httpx.AsyncClient, page: Page, until: float) -> None:
+    async def visit(self, address: str, page: Page, until: float) -> None:
         """Do one thing after the other until that time on the monotonic clock."""
-        self._client, self._page = client, page
-        await self._open()
+        async with client(address, self._number) as self._client:
+            self._page = page
+            await self._open()
+            await self._act(until)
+            await self._tab.close()
+
+    async def _act(self, until: float) -> None:
         clock = asyncio.create_task(self._tick())
         while time.monotonic() < until:
             await asyncio.sleep(self._random.uniform(0, PAUSE))
@@ -88,7 +102,6 @@ class Visitor:
         clock.cancel()
         with suppress(asyncio.CancelledError):
             await clock
-        await self._tab.close()
 
     # What a visitor does
 
