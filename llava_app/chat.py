@@ -24,7 +24,22 @@ class Progress:
     seconds_to_first: float | None = None  # from the call to the first token; None before it
     tokens_per_second: float | None = None  # after the first token; None until it means something
     left_out: str | None = None  # what of the conversation the model was not shown, as one sentence
+    tokens: int = 0  # written so far; 0 where the engine cannot count
     wait: Wait | None = None  # while "queued", where the engine knows it
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the log has of a question that was asked: nothing of its words, its pictures and its answer."""
+
+    request: str  # the id that a fault is told with
+    model: str
+    outcome: str  # as Turn.finish; "left" when nobody read on; the kind of UserError; "fault"
+    turns: int
+    pictures: int
+    tokens: int
+    seconds: float  # from the question to the end
+    seconds_to_first: float | None
 
 
 def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Generator[Progress, None, None]:
@@ -35,21 +50,36 @@ def reply(engine: Engine, conversation: Conversation, sampling: Sampling) -> Gen
     Raises UserError, for a fault with an id that finds it in the log; the caller's conversation is as it was, its
     question still open.
     """
+    request, asked = secrets.token_hex(4), time.perf_counter()
     pieces = engine.answer(conversation, sampling)
+    progress, outcome = Progress(conversation, "", "queued"), "left"
     try:
-        yield from _progress(pieces, conversation)
-    except UserError:
+        for progress in _progress(pieces, conversation):
+            outcome = (progress.conversation.turns[-1].finish or "") if progress.phase == "done" else outcome
+            yield progress
+    except UserError as error:
+        outcome = type(error).__name__
         raise
     except Exception as error:
-        identifier = secrets.token_hex(4)
-        logger.exception("Error %s while %s answered", identifier, engine.card.name)
+        outcome = "fault"
+        logger.exception("Error %s while %s answered", request, engine.card.name)
         raise UserError(
-            f"Something went wrong (error id {identifier}). Send the question again; if it fails again, "
+            f"Something went wrong (error id {request}). Send the question again; if it fails again, "
             "start a new chat. The log of the app says more under this id."
         ) from error
     finally:
         if isinstance(pieces, Generator):
             pieces.close()  # at once, not when the garbage collector comes by
+        seconds = round(time.perf_counter() - asked, 3)
+        account = _account(request, engine.card.name, outcome, progress, seconds)
+        logger.info("Question answered", extra={"account": account})
+
+
+def _account(request: str, model: str, outcome: str, progress: Progress, seconds: float) -> Account:
+    conversation, first = progress.conversation, progress.seconds_to_first
+    turns, pictures = len(conversation.turns), len(conversation.pictures)
+    first = None if first is None else round(first, 3)
+    return Account(request, model, outcome, turns, pictures, progress.tokens, seconds, first)
 
 
 def _progress(pieces: Iterator[Piece], conversation: Conversation) -> Iterator[Progress]:
@@ -66,6 +96,7 @@ def _progress(pieces: Iterator[Piece], conversation: Conversation) -> Iterator[P
             pace.seconds_to_first,
             pace.tokens_per_second,
             left_out,
+            pace.tokens,
             piece.wait,
         )
 

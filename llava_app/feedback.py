@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from llava_app.conversation import Conversation, to_record
+from llava_app.errors import DataError
 from llava_app.images import Picture
 
+MOST_BYTES = 4_000_000_000
 RECORDS = {"up": "records.jsonl", "corrected": "records.jsonl", "down": "disliked.jsonl"}
 
 
 class Feedback:
     """The feedback in one folder. For any thread of one process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, most_bytes: int = MOST_BYTES) -> None:
         self.folder = folder
+        self._most_bytes = most_bytes
         self._lock = threading.Lock()
 
     def keep(
@@ -33,19 +36,29 @@ class Feedback:
         """Keep a judgement of the last answer of `conversation`, and give the id of its record.
 
         `vote`: "up", "down" or "corrected", where `answer` is what the model had answered. The record with the id
-        `replaces` goes, so that a person who thinks again is counted once. ValueError when the last turn is open.
+        `replaces` goes, so that a person who thinks again is counted once. ValueError when the last turn is open,
+        DataError when the folder is full.
         """
-        identifier = replaces or secrets.token_hex(8)
+        identifier = secrets.token_hex(8)
         record = to_record(conversation, identifier, [_file_name(picture) for picture in conversation.pictures])
         about = {"vote": vote, "model": model, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         record["feedback"] = about | ({"answer": answer} if vote == "corrected" else {})
         with self._lock:
+            self._check_room()
             for picture in conversation.pictures:
                 self._keep_picture(picture)
-            if replaces:
-                self._drop(replaces)
             self._append(self.folder / RECORDS[vote], record)
+            if replaces:  # only now: who is killed in between has it twice, not lost
+                self._drop(replaces)
         return identifier
+
+    def _check_room(self) -> None:
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        if size > self._most_bytes:
+            raise DataError(
+                f"The folder of the feedback holds {size / 1e9:.1f} GB; the limit is {self._most_bytes / 1e9:g}. "
+                "Your vote was not kept. Whoever runs this page can move the folder away."
+            )
 
     def _keep_picture(self, picture: Picture) -> None:
         path = self.folder / _file_name(picture)

@@ -10,6 +10,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
+from weakref import WeakValueDictionary
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,6 +20,8 @@ from llava_app.errors import ImageError
 MAX_PIXELS = 40_000_000  # before decoding: a PNG of 20 KB can hold hundreds of megapixels
 MAX_SIDE = 2048  # after decoding
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+
+_in_use: WeakValueDictionary[str, Image.Image] = WeakValueDictionary()  # by digest: the same one is in memory once
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def picture_of(image: Image.Image, name: str) -> Picture:
     """A picture of upright RGB pixels."""
     data = image.tobytes()
     digest = hashlib.sha256(f"{image.width}x{image.height} ".encode() + data).hexdigest()
-    return Picture(Image.frombytes("RGB", image.size, data), digest, name)  # a new image: no metadata comes along
+    clean = _in_use.get(digest) or Image.frombytes("RGB", image.size, data)  # a new image: no metadata comes along
+    return Picture(_in_use.setdefault(digest, clean), digest, name)
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = (122, 116, 104)) -> Image.Image:

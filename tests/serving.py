@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,24 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 90  # s, for a machine that is busy with other things
 
 
+@dataclass(frozen=True)
+class App:
+    """An app that answers at `address`."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
 def serving(*flags: str, log: Path) -> Iterator[str]:
     """Start app.py on a free port with `flags`, its output in `log`; gives the address once it answers."""
+    with running(*flags, log=log) as app:
+        yield app.address
+
+
+@contextmanager
+def running(*flags: str, log: Path) -> Iterator[App]:
+    """As `serving`, with the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -27,7 +43,7 @@ def serving(*flags: str, log: Path) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}/"
     try:
         _wait_for(address, app, log)
-        yield address
+        yield App(address, app)
     finally:
         app.kill()
         app.wait()

@@ -83,7 +83,12 @@ def test_the_same_is_a_tool_for_other_programs(address: str) -> None:
 def test_without_its_package_the_tool_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "find_spec", lambda name: None)
     with pytest.raises(UserError, match='pip install "mcp'):
-        api.check_mcp()
+        api.check_mcp(with_passwords=False)
+
+
+def test_the_tool_is_not_a_way_around_the_password() -> None:
+    with pytest.raises(UserError, match="without the password"):
+        api.check_mcp(with_passwords=True)
 
 
 def test_settings_are_read_and_absent_ones_are_the_defaults() -> None:

@@ -10,29 +10,37 @@ from typing import Any
 import pytest
 
 import app
+from llava_app import flags
+from llava_app.flags import parse
 from llava_app.precision import PRECISIONS
 from tests.serving import PATIENCE, ROOT, serving
 
 
 def test_the_page_is_for_this_machine_only_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    flags = app.parse([])
-    assert (flags.model, flags.precision, flags.host, flags.port) == (None, "auto", "127.0.0.1", 7860)
-    assert str(flags.runs) == "runs"
+    told = parse([])
+    assert (told.model, told.precision, told.host, told.port) == (None, "auto", "127.0.0.1", 7860)
+    assert (str(told.runs), told.public) == ("runs", False)
 
 
 def test_on_a_space_the_page_is_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "somebody/llava")
-    assert app.parse([]).host == "0.0.0.0"
+    assert (parse([]).host, parse([]).public) == ("0.0.0.0", True)
+
+
+def test_a_space_is_told_the_flags_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_FLAGS", "--feedback --runs 'my runs' --auth me")
+    told = parse(["--auth", "you:file"])
+    assert (told.feedback, str(told.runs), told.auth) == (True, "my runs", ["me", "you:file"])
 
 
 def test_the_precisions_are_those_that_loading_knows() -> None:
-    assert app.PRECISIONS == PRECISIONS
+    assert flags.PRECISIONS == PRECISIONS
 
 
 def test_a_precision_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        app.parse(["--precision", "5bit"])
+        parse(["--precision", "5bit"])
     assert "5bit" in capsys.readouterr().err
 
 
@@ -40,6 +48,12 @@ def test_a_model_that_does_not_exist_is_refused_before_anything_opens(monkeypatc
     monkeypatch.setattr("sys.argv", ["app.py", "--model", "no-such-model"])
     with pytest.raises(SystemExit, match="There is no model “no-such-model”"):
         app.main()
+
+
+def test_the_page_starts_without_torch_which_only_the_models_process_needs() -> None:
+    subprocess.run(
+        [sys.executable, "-c", "import sys, llava_app.ui.page; sys.exit('torch' in sys.modules)"], check=True
+    )
 
 
 @pytest.fixture(scope="module")

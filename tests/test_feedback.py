@@ -56,9 +56,9 @@ def test_who_thinks_again_is_counted_once(tmp_path: Path, talk: Conversation) ->
     feedback = Feedback(tmp_path)
     other = feedback.keep(talk, "up", model="Tiny")
     first = feedback.keep(talk, "up", model="Tiny")
-    assert feedback.keep(talk, "down", model="Tiny", replaces=first) == first
+    second = feedback.keep(talk, "down", model="Tiny", replaces=first)
     assert [record["id"] for record in lines(tmp_path / "records.jsonl")] == [other]
-    assert [record["id"] for record in lines(tmp_path / "disliked.jsonl")] == [first]
+    assert [record["id"] for record in lines(tmp_path / "disliked.jsonl")] == [second]
 
 
 def test_every_line_is_whole_json(tmp_path: Path, talk: Conversation) -> None:

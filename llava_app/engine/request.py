@@ -4,10 +4,13 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llava_app.engine import Piece, Sampling
 from llava_app.images import Picture
-from llava_app.prompts import Prepared
+
+if TYPE_CHECKING:
+    from llava_app.prompts import Prepared  # imports torch, and the page reads pieces without it
 
 HEARTBEAT = 0.1  # seconds without news after which a waiting consumer gets an empty piece
 
@@ -38,7 +41,7 @@ class Request:
     ids: list[int]  # the prompt
     shown: list[Shown]
     sampling: Sampling
-    prepared: dict[str, Prepared]  # by key, the pictures whose features were not there when it was asked
+    prepared: dict[str, "Prepared"]  # by key, the pictures whose features were not there when it was asked
     continued: bool = False  # whether the prompt ends in the middle of an answer
     asked: float = field(default_factory=time.monotonic)
     outbox: "queue.SimpleQueue[Piece | Exception]" = field(default_factory=queue.SimpleQueue)

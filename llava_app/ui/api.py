@@ -18,6 +18,7 @@ import binascii
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, DataError, ImageError, ModelError, UserError
 from llava_app.images import Picture, open_image
+from llava_app.limits import LOCAL, Gate
+from llava_app.ui.door import visitor
 from llava_app.ui.models import Models
 
 MAX_TURNS = 50  # of a history
@@ -46,8 +49,10 @@ TEXTS = ("model", "system")
 class Programs:
     """What programs may call, on the models of this process."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, gate: Gate | None = None) -> None:
+        """`gate`: where every question passes; by default that of a page of one's own."""
         self._models = models
+        self._gate = gate or Gate(LOCAL)
 
     def ask(
         self,
@@ -55,6 +60,7 @@ class Programs:
         question: str,
         history: list[dict[str, Any]] | None = None,
         settings: dict[str, Any] | None = None,
+        request: gr.Request | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Ask a vision-language model about pictures. The answer streams; the last result is the whole of it.
 
@@ -72,11 +78,23 @@ class Programs:
             asked = read_history(history or [], system).ask(read_text("question", question), read_pictures(images))
             if not question.strip() and not images:
                 raise DataError("There is neither a question nor a picture. Send at least one of them.")
-            if len(asked.pictures) > MAX_PICTURES:
-                raise ImageError(f"There are {len(asked.pictures)} pictures; the limit is {MAX_PICTURES}. Send fewer.")
-            yield from self._answer(asked, sampling, chosen)
+            self._check(asked)
+            longest = min(sampling.max_new_tokens, self._gate.limits.new_tokens)
+            with self._gate.enter(visitor(request)):
+                yield from self._answer(asked, replace(sampling, max_new_tokens=longest), chosen)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
+
+    def _check(self, asked: Conversation) -> None:
+        """Raises ImageError or ContextError when it is more than this page takes."""
+        limits, question = self._gate.limits, asked.turns[-1].question
+        most = min(MAX_PICTURES, limits.pictures_kept)
+        if len(asked.pictures) > most:
+            raise ImageError(f"There are {len(asked.pictures)} pictures; the limit is {most}. Send fewer.")
+        if len(question) > limits.characters:
+            raise ContextError(
+                f"The question has {len(question):,} characters; the limit is {limits.characters:,}. Shorten it."
+            )
 
     def _answer(self, asked: Conversation, sampling: Sampling, chosen: str | None) -> Iterator[dict[str, Any]]:
         while not self._models.first.done():
@@ -100,13 +118,15 @@ class Programs:
         raise ModelError(f"There is no model “{chosen[:100]}”. Choose one of {', '.join(cards)}.")
 
 
-def offer(models: Models) -> None:
+def offer(models: Models, gate: Gate) -> None:
     """Add the endpoint to the page that is being built."""
-    gr.api(Programs(models).ask, api_name="ask", concurrency_limit=None)
+    gr.api(Programs(models, gate).ask, api_name="ask", concurrency_limit=None)
 
 
-def check_mcp() -> None:
-    """Raises UserError when the package is missing that makes the endpoint an MCP tool."""
+def check_mcp(*, with_passwords: bool) -> None:
+    """Raises UserError when the package is missing that makes the endpoint an MCP tool, which knows no passwords."""
+    if with_passwords:
+        raise UserError("--mcp would let everybody in without the password of --auth. Leave one of them out.")
     if find_spec("mcp") is None:
         raise UserError('--mcp needs the package mcp. Install it (pip install "mcp>=1.21,<2") or leave --mcp out.')
 

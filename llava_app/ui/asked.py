@@ -4,10 +4,14 @@ It lies in a gr.State of the tab and is changed in place. The event that streams
 output, because Gradio builds and describes every other output anew with each piece; the rest waits here until the end.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llava_app.engine import Sampling
+from llava_app.errors import ContextError, ImageError
+from llava_app.images import open_image
+from llava_app.limits import Limits
 from llava_app.ui.display import Talk
 
 
@@ -64,3 +68,27 @@ class Tab:
         """Wait for nothing any more; `talk`, which the tab shows, with what was written."""
         asked, self.asked = self.asked, None
         return asked.so_far if asked and asked.so_far.key == talk.key else talk
+
+
+def ask(talk: Talk, question: str, files: Sequence[str], limits: Limits) -> Talk:
+    """The talk with this question and these uploaded files. Raises UserError."""
+    bounded(question, limits)
+    if len(files) > limits.pictures:
+        raise ImageError(
+            f"There are {len(files)} pictures in this message; the limit is {limits.pictures}. Remove some, then send."
+        )
+    if len(talk.conversation.pictures) + len(files) > limits.pictures_kept:
+        raise ImageError(
+            f"The conversation holds {len(talk.conversation.pictures)} pictures already; the limit is "
+            f"{limits.pictures_kept}. Start a new chat."
+        )
+    return talk.ask(question, tuple(open_image(file) for file in files))
+
+
+def bounded(question: str, limits: Limits) -> str:
+    """The question. Raises ContextError when it is far too long."""
+    if len(question) > limits.characters:
+        raise ContextError(
+            f"The question has {len(question):,} characters; the limit is {limits.characters:,}. Shorten it, then send."
+        )
+    return question

@@ -64,7 +64,7 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
     box = _box()
     with gr.Column(elem_id="below"):
         with gr.Accordion("Settings", open=False, elem_id="settings") as drawer:
-            controls = settings.controls()
+            controls = settings.controls(handlers.limits.new_tokens)
             reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
             context = gr.HTML(elem_id="context", padding=False)
             engine = gr.HTML(elem_id="engine", padding=False)
@@ -83,7 +83,9 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
     viewer = Viewer(handlers.models)
     _connect_viewer(viewer, sheet, box, bridge=bridge, talk=talk, model=model)
     drawer.expand(viewer.measure, [talk, model], context, **EVENT)
-    _connect_models(Picker(handlers.models), page, model, every=every, sheet=sheet, line=line, engine=engine)
+    _connect_models(
+        Picker(handlers.models, handlers.gate), page, model, every=every, sheet=sheet, line=line, engine=engine
+    )
     page.load(handlers.begun, None, box, **EVENT)
     settings.connect(page, controls, reset)
 

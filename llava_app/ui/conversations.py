@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from llava_app.archive import pack, unpack
 from llava_app.conversation import FINISHES, Conversation, Turn
@@ -101,7 +102,7 @@ class Conversations:
             gr.Info("There is nothing to export yet. Ask something first.")
             return gr.skip()
         talk = self.live.get(talk.key) or talk  # with what an answer that is coming has written
-        file = Path(tempfile.mkdtemp(prefix="llava-")) / "conversation.zip"
+        file = Path(tempfile.mkdtemp(dir=get_upload_folder())) / "conversation.zip"
         file.write_bytes(pack(talk.conversation))
         return gr.update(value=str(file))
 

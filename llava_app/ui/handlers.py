@@ -18,18 +18,19 @@ from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
 from llava_app.chat import reply
-from llava_app.errors import ContextError, ImageError, UserError
-from llava_app.images import open_image
-from llava_app.ui.asked import Asked, Tab
+from llava_app.errors import UserError
+from llava_app.limits import LOCAL, Gate
+from llava_app.ui.asked import Asked, Tab, ask, bounded
 from llava_app.ui.display import Talk, doing, messages
+from llava_app.ui.door import visitor
 from llava_app.ui.examples import Example
 from llava_app.ui.live import Live
 from llava_app.ui.model_table import getting
 from llava_app.ui.models import Models
 from llava_app.ui.settings import Setting, read
 
-MAX_PICTURES = 8  # in one message
-MAX_CHARACTERS = 20_000  # in one question; far above any model's context, far below what stalls a tokenizer
+MAX_PICTURES = LOCAL.pictures  # in one message
+MAX_CHARACTERS = LOCAL.characters  # in one question; far above any model's context, far below what stalls a tokenizer
 HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
 
 Update = tuple[Any, Any, Any]  # the talk, the Chatbot's messages, the box
@@ -43,9 +44,12 @@ logger = logging.getLogger(__name__)
 class Handlers:
     """The events of the page, on the models of this process."""
 
-    def __init__(self, models: Models, examples: Sequence[Example]) -> None:
+    def __init__(self, models: Models, examples: Sequence[Example], gate: Gate | None = None) -> None:
+        """`gate`: where every question passes; by default that of a page of one's own."""
         self.models = models
         self.examples = examples
+        self.gate = gate or Gate(LOCAL)
+        self.limits = self.gate.limits
         self.live = Live()
 
     def send(
@@ -58,7 +62,7 @@ class Handlers:
             gr.Info("Type a question or add a picture, then send.")
             return UNCHANGED
         box = {"text": question, "files": files}
-        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings)
+        return self._open(self._asking(question, files), tab, talk, box, model, settings)
 
     def example(self, chosen: gr.SelectData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Ask the example that was clicked."""
@@ -66,7 +70,7 @@ class Handlers:
             return UNCHANGED
         question, files = self.examples[chosen.index].question, [str(self.examples[chosen.index].image)]
         box = {"text": question, "files": files}
-        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings)
+        return self._open(self._asking(question, files), tab, talk, box, model, settings)
 
     def quick(
         self, question: str, message: dict[str, Any] | None, tab: Tab, talk: Talk, model: str | None, *settings: Setting
@@ -78,7 +82,7 @@ class Handlers:
             gr.Info("Add a picture first: drop it anywhere, or paste it.")
             return UNCHANGED
         box = {"text": typed, "files": files}
-        return _open(lambda before: _ask(before, question, files), tab, talk, box, model, settings, left=typed)
+        return self._open(self._asking(question, files), tab, talk, box, model, settings, left=typed)
 
     def edit(self, edited: gr.EventData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Ask an earlier question anew, in other words and with its pictures; the conversation goes on from there."""
@@ -89,21 +93,21 @@ class Handlers:
         if not question.strip() and not turns[turn].images:
             gr.Info("Type a question.")
             return UNCHANGED
-        return _open(lambda before: before.edit(turn, _bounded(question)), tab, talk, None, model, settings)
+        return self._open(lambda on: on.edit(turn, bounded(question, self.limits)), tab, talk, None, model, settings)
 
     def resume(self, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Go on with the last answer, where it was cut."""
         if not talk.conversation.turns or not talk.conversation.turns[-1].answer:
             return UNCHANGED
-        return _open(Talk.resume, tab, talk, None, model, settings)
+        return self._open(Talk.resume, tab, talk, None, model, settings)
 
     def retry(self, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Answer the last question anew."""
         if not talk.conversation.turns:
             return UNCHANGED
-        return _open(Talk.retry, tab, talk, None, model, settings)
+        return self._open(Talk.retry, tab, talk, None, model, settings)
 
-    def stream(self, tab: Tab, talk: Talk) -> Iterator[Any]:
+    def stream(self, tab: Tab, talk: Talk, request: gr.Request | None = None) -> Iterator[Any]:
         """The Chatbot's messages while what was asked in this tab is answered. When that fails, the conversation is as
         it was before the question."""
         asked = tab.begin(talk)
@@ -112,7 +116,7 @@ class Handlers:
             return
         earlier = messages(asked.so_far)[:-2]
         try:
-            with closing(self._pieces(asked)) as pieces:
+            with self.gate.enter(visitor(request)), closing(self._pieces(asked)) as pieces:
                 for so_far, phase in pieces:
                     if not tab.wants(asked):
                         break
@@ -156,6 +160,36 @@ class Handlers:
         question = (request.query_params.get("q") or "")[:MAX_CHARACTERS]
         return gr.update(value={"text": question, "files": []}) if question else gr.skip()
 
+    def _asking(self, question: str, files: Sequence[str]) -> Callable[[Talk], Talk]:
+        return lambda before: ask(before, question, files, self.limits)
+
+    def _open(
+        self,
+        reopen: Callable[[Talk], Talk],
+        tab: Tab,
+        talk: Talk,
+        box: dict[str, Any] | None,
+        model: str | None,
+        settings: Sequence[Setting],
+        *,
+        left: str = "",
+    ) -> Update:
+        """Leave the talk that `reopen` makes of this one for `stream`, and show that, with the text `left` in the box.
+        When that fails: everything as it was, and `box` in the box."""
+        if tab.is_answering:
+            gr.Info("Wait for the answer, or stop it.")
+            return UNCHANGED
+        before = tab.leave(talk)
+        try:
+            how = read(*settings, longest=self.limits.new_tokens)
+            opened = reopen(before).under(how.system)
+        except Exception as error:
+            gr.Warning(html.escape(explain(error)), duration=20)
+            return before, messages(before), gr.skip() if box is None else gr.update(value=box)
+        shown = opened.cut()
+        tab.asked = Asked(opened, before, box, model, how.sampling, so_far=shown)
+        return shown, messages(shown, "reading"), _busy(None if box is None else left)
+
     def _pieces(self, asked: Asked) -> Generator[tuple[Talk, str | None], None, None]:
         """The talk so far and what its answer is doing; None at the end."""
         talk, model = asked.talk, asked.model
@@ -174,52 +208,6 @@ def _until(future: Future[Any], talk: Talk, phase: Callable[[], str]) -> Iterato
     while not future.done():
         yield talk.cut(), phase()
         wait([future], timeout=HEARTBEAT)
-
-
-def _open(
-    reopen: Callable[[Talk], Talk],
-    tab: Tab,
-    talk: Talk,
-    box: dict[str, Any] | None,
-    model: str | None,
-    settings: Sequence[Setting],
-    *,
-    left: str = "",
-) -> Update:
-    """Leave the talk that `reopen` makes of this one for `stream`, and show that, with the text `left` in the box. When
-    that fails: everything as it was, and `box` in the box."""
-    if tab.is_answering:
-        gr.Info("Wait for the answer, or stop it.")
-        return UNCHANGED
-    before = tab.leave(talk)
-    try:
-        how = read(*settings)
-        opened = reopen(before).under(how.system)
-    except Exception as error:
-        gr.Warning(html.escape(explain(error)), duration=20)
-        return before, messages(before), gr.skip() if box is None else gr.update(value=box)
-    shown = opened.cut()
-    tab.asked = Asked(opened, before, box, model, how.sampling, so_far=shown)
-    return shown, messages(shown, "reading"), _busy(None if box is None else left)
-
-
-def _ask(talk: Talk, question: str, files: Sequence[str]) -> Talk:
-    """The talk with this question and these uploaded files. Raises UserError."""
-    _bounded(question)
-    if len(files) > MAX_PICTURES:
-        raise ImageError(
-            f"There are {len(files)} pictures in this message; the limit is {MAX_PICTURES}. Remove some, then send."
-        )
-    return talk.ask(question, tuple(open_image(file) for file in files))
-
-
-def _bounded(question: str) -> str:
-    """The question. Raises ContextError when it is far too long."""
-    if len(question) > MAX_CHARACTERS:
-        raise ContextError(
-            f"The question has {len(question):,} characters; the limit is {MAX_CHARACTERS:,}. Shorten it, then send."
-        )
-    return question
 
 
 def _is_index(number: Any, of: Sequence[Any]) -> bool:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from llava_app.checkpoints import Card, Outlook, catalogue
 from llava_app.engine import Engine
 from llava_app.engine.process import ModelProcess, Opened, ProcessEngine
-from llava_app.errors import ModelError
+from llava_app.errors import BusyError, ModelError
+from llava_app.presets import PRESETS
 
 if TYPE_CHECKING:
     from llava_app.engine.servers import Servers
 
 LIGHT = ("built-in", "server")  # kinds of models that take next to no memory here
+SMALL = tuple(preset.source for preset in PRESETS if preset.parameters < 1e9)  # what a CPU can run beside others
 SWITCH_LIMIT = 30.0  # seconds that the answers of one model can hold up the next
 
 
@@ -55,12 +57,14 @@ class Models:
         elsewhere: Callable[[], list[Card]] = list,
         let_go: Callable[[], None] = lambda: None,
         weigh: Callable[[Sequence[Card]], dict[Card, Outlook]] = lambda cards: {},
+        public: bool = False,
     ) -> None:
         """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
 
         `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, without waiting.
         `let_go` gives back what is kept of closed engines for the next one.
         `weigh` says what models would take here, of those that it knows.
+        Visitors of a `public` page cannot have big models fetched from the Hub, nor put the first one out of memory.
         """
         self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
@@ -70,9 +74,11 @@ class Models:
         self._elsewhere = elsewhere
         self._let_go = let_go
         self.weigh = weigh
+        self._public = public
         self._slots: dict[Card, _Slot] = {}
         self._pairs: list[frozenset[Card]] = []  # lent together
         self._pinned: tuple[Card, ...] = ()
+        self._closing = False
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)  # an engine that was lent is free again
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -84,10 +90,15 @@ class Models:
 
     def cards(self) -> dict[str, Card]:
         """The models to choose from, by a key that stays the same whatever else is in the list."""
-        listed = catalogue(self.runs) + self._elsewhere()
+        listed = [card for card in catalogue(self.runs) + self._elsewhere() if self._offers(card)]
         sources = {card.source for card in listed}
         pinned = {f"folder/{Path(card.source).name}": card for card in self._pinned if card.source not in sources}
         return pinned | {_key(card): card for card in listed}
+
+    def _offers(self, card: Card) -> bool:
+        if not self._public or card.kind != "hub":
+            return True
+        return card.source in SMALL and all(first.kind in LIGHT for first in self._pinned)
 
     def card(self, key: str) -> Card:
         """The model with this key. Raises ModelError when it is not in the list."""
@@ -114,8 +125,10 @@ class Models:
 
     @contextmanager
     def lend(self, card: Card) -> Iterator[Future[Ready]]:
-        """The engine of `card`, loading if need be; it is not closed while it is lent."""
+        """The engine of `card`, loading if need be; it is not closed while it is lent. Raises BusyError at the end."""
         with self._lock:
+            if self._closing:
+                raise BusyError("The app is about to start anew. Send the question again in a minute.")
             slot = self._slots.get(card)
             if slot is None or (slot.ready.done() and slot.ready.exception()):
                 slot = self._slots[card] = _Slot(Future())
@@ -148,6 +161,31 @@ class Models:
         finally:
             with self._lock:
                 self._pairs.remove(pair)
+
+    @property
+    def state(self) -> str:
+        """Whether questions can be answered: "ready", "loading", "failed", or "closing" at the end."""
+        if self._closing:
+            return "closing"
+        if not self.first.done():
+            return "loading"
+        with self._lock:
+            slots = [slot for slot in self._slots.values() if slot.ready.done()]
+        if any(map(_is_loaded, slots)):
+            return "ready"
+        return "failed" if slots or self.first.exception() else "loading"
+
+    def engines(self) -> dict[str, Engine]:
+        """The engines that are loaded now, by the names of their models."""
+        with self._lock:
+            return {card.name: slot.ready.result().engine for card, slot in self._slots.items() if _is_loaded(slot)}
+
+    def close(self, limit: float) -> None:
+        """Lend nothing any more, let the answers that run finish for `limit` seconds, then end them where they are."""
+        with self._lock:
+            self._closing = True
+            slots = [slot for slot in self._slots.values() if _is_loaded(slot)]
+        self._close(slots, limit)
 
     def give_back(self) -> list[str]:
         """Close every big engine, when its answers have ended or at the limit; returns the names of their models."""
@@ -213,10 +251,10 @@ class Models:
         self._close(slots)
         return [other.name for other in others]
 
-    def _close(self, slots: Sequence[_Slot]) -> None:
+    def _close(self, slots: Sequence[_Slot], limit: float = SWITCH_LIMIT) -> None:
         """Close these engines when their answers have ended, or at the limit, which ends them."""
         with self._lock:
-            self._returned.wait_for(lambda: not any(slot.listeners for slot in slots), SWITCH_LIMIT)
+            self._returned.wait_for(lambda: not any(slot.listeners for slot in slots), limit)
         for slot in slots:
             slot.ready.result().engine.close()
 

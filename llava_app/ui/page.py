@@ -1,50 +1,65 @@
 """The page: a head with the model list, and the chat below it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from llava_app.checkpoints import Card, Outlook, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
 from llava_app.evaluations import Evaluation
 from llava_app.feedback import Feedback
+from llava_app.limits import LOCAL, PUBLIC, Gate, Limits
+from llava_app.logs import start_log
+from llava_app.metrics import check_prometheus
+from llava_app.passwords import Passwords, read_passwords
 from llava_app.ui import api, compare_tab, picker, train_tab
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
+from llava_app.ui.door import Door, Page
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
+from llava_app.ui.operations import routes, serve_until_told
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
 from llava_app.ui.train_tab import train
+from llava_app.ui.uploads import Uploads
 
 TITLE = "LLaVA"
 SUBTITLE = "Show it a picture and ask about it."
 UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
+# Who asks on a Space, its proxies say: uvicorn believes those in private networks, and here no one else can reach it.
+PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+MOST_TABS = 256  # that are open at once; each takes 0.4 MB, and a closed one is forgotten when another needs its place
+MOST_EVENTS = 256  # at once, an answer for as long as it is written; Stop needs a place beside them
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
-def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
+def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = False) -> gr.Blocks:
     """The page on the models of this process; what people say of them is kept in `runs`.
 
-    A `public` one keeps nothing, starts no processes and reads no files: it is the chat alone.
+    A `public` one starts no processes and reads no files, and keeps nothing but `feedback`, where that is asked for:
+    it is the chat alone.
     """
-    handlers = Handlers(models, read_examples())
+    gate, kept = Gate(PUBLIC if public else LOCAL), Feedback(runs / "feedback") if feedback or not public else None
+    handlers = Handlers(models, read_examples(), gate)
     mark = MARK.read_text(encoding="utf-8")
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
+    with Page(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
             model, every = model_list(models)
         if public:
-            chat(handlers, page, model, every, None)
+            chat(handlers, page, model, every, kept)
         else:
             with gr.Tabs(elem_id="tabs"):
                 with gr.Tab("Chat", elem_id="chat-tab"):
-                    chat(handlers, page, model, every, Feedback(runs / "feedback"))
+                    chat(handlers, page, model, every, kept)
                 with gr.Tab("Compare", elem_id="compare-tab") as tab:
                     compare(models, tab, runs)
                 train(models, runs, model=model)
@@ -52,13 +67,22 @@ def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
                     data(DataHandlers(runs / "data"))
                 with gr.Tab("Measure", elem_id="measure-tab"):
                     measure(MeasureHandlers(models, Evaluation()), page)
-        api.offer(models)
+        api.offer(models, gate)
     return page
 
 
-def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
-    """Answer at `host` and `port` from now on. Raises UserError when the port is taken."""
-    page.queue(max_size=256)
+def _serve(
+    page: gr.Blocks,
+    *,
+    host: str,
+    port: int,
+    mcp: bool,
+    limits: Limits,
+    passwords: Mapping[str, str],
+    extra: Sequence[Route],
+) -> None:
+    """Answer at `host` and `port` from now on, and to `extra`. Raises UserError when the port is taken."""
+    page.queue(max_size=MOST_EVENTS)
     try:
         page.launch(
             server_name=host,
@@ -70,12 +94,15 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
             favicon_path=MARK,
             allowed_paths=[str(EXAMPLES)],
             max_file_size=UPLOAD_LIMIT,
-            state_session_capacity=500,
+            state_session_capacity=MOST_TABS,
+            max_threads=MOST_EVENTS,
             footer_links=[],
             run_history=False,
             ssr_mode=False,
             show_error=False,
             mcp_server=mcp,
+            auth=Passwords(passwords).check if passwords else None,
+            app_kwargs={"middleware": [Middleware(Door, limits=limits)], "routes": list(extra)},
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -84,14 +111,33 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
 
 
 def open_page(
-    model: str | None, *, precision: str, runs: Path, host: str, port: int, mcp: bool, servers: Sequence[str]
+    model: str | None,
+    *,
+    precision: str,
+    runs: Path,
+    host: str,
+    port: int,
+    mcp: bool,
+    servers: Sequence[str],
+    public: bool,
+    feedback: bool,
+    auth: Sequence[str],
+    metrics: bool,
+    log_json: bool,
 ) -> None:
-    """Serve the page until it is interrupted, with `mcp` also as an MCP server.
+    """Serve the page until it is told to end, with `mcp` also as an MCP server; the flags are those of `flags.parse`.
 
-    Raises UserError: no such `model`, a port that is taken, no package for `mcp`, one of `servers` no address.
+    Raises UserError: no such `model`, a port that is taken, no package for `mcp`, one of `servers` no address, one of
+    `auth` without a password.
     """
+    start_log(as_json=log_json)
+    passwords = read_passwords(auth)
+    if metrics:
+        check_prometheus()
     if mcp:
-        api.check_mcp()
+        api.check_mcp(with_passwords=bool(passwords))
+    if "SPACE_ID" in os.environ:
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES)
     remote = connect(servers)
     elsewhere: Callable[[], list[Card]] = remote.cards if remote else list
     on_server = next((card for card in elsewhere() if model in (card.name, card.source)), None)
@@ -113,10 +159,22 @@ def open_page(
         return process.weigh(cards, precision)
 
     models = Models(
-        load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere, let_go=process.clear, weigh=weigh
+        load,
+        choose,
+        runs=runs,
+        load_half=load_half,
+        elsewhere=elsewhere,
+        let_go=process.clear,
+        weigh=weigh,
+        public=public,
     )
     models.start()  # beside the page: neither waits for the other
-    page = build(models, runs, public="SPACE_ID" in os.environ)
-    _serve(page, host=host, port=port, mcp=mcp)
+    uploads = Uploads(Path(os.environ.get("GRADIO_TEMP_DIR", runs / "uploads")))
+    page = build(models, runs, public=public, feedback=feedback)
+    extra = routes(models) if metrics else []
+    limits = PUBLIC if public else LOCAL
+    _serve(page, host=host, port=port, mcp=mcp, limits=limits, passwords=passwords, extra=extra)
+    uploads.watch()
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
-    page.block_thread()
+    serve_until_told(page, models)
+    uploads.remove()

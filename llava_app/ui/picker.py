@@ -3,13 +3,16 @@
 import html
 from collections.abc import Iterator
 from concurrent.futures import wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from llava_app.checkpoints import Card
+from llava_app.limits import LOCAL, Gate
 from llava_app.ui.display import activity, choices, facts, status
+from llava_app.ui.door import visitor
 from llava_app.ui.handlers import HEARTBEAT, explain
 from llava_app.ui.model_table import figures, getting, table
 from llava_app.ui.models import Models
@@ -20,8 +23,10 @@ STYLE = Path(__file__).parent / "sheets.css"
 class Picker:
     """The events of the model list, on the models of this process."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, gate: Gate | None = None) -> None:
+        """`gate`: where every model that has to be loaded passes; by default that of a page of one's own."""
         self.models = models
+        self.gate = gate or Gate(LOCAL)
 
     def greet(self, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         """Model list and status for a new tab, as soon as it is known which model to start with: the one that the
@@ -38,13 +43,13 @@ class Picker:
         key = _named(request.query_params.get("model"), cards) or key
         yield gr.update(choices=choices(cards), value=key), gr.skip()
 
-    def choose(self, model: str | None) -> Iterator[str]:
-        """Load the chosen model and say how that goes. The conversation stays."""
+    def choose(self, model: str | None, request: gr.Request | None = None) -> Iterator[str]:
+        """Load the chosen model, which counts as a question, and say how that goes. The conversation stays."""
         if not model:
             return
         try:
             card = self.models.card(model)
-            with self.models.lend(card) as ready:
+            with self._entered(card, request), self.models.lend(card) as ready:
                 while not ready.done():
                     yield status(getting(card), state="loading")
                     wait([ready], timeout=HEARTBEAT)
@@ -81,6 +86,10 @@ class Picker:
         engine = self.models.loaded(card) if card else None
         snapshot = engine.snapshot() if engine else None
         return activity(snapshot) if snapshot else ""
+
+    def _entered(self, card: Card, request: gr.Request | None) -> AbstractContextManager[None]:
+        """The gate, unless the model is there already."""
+        return nullcontext() if self.models.loaded(card) else self.gate.enter(visitor(request))
 
 
 def _named(name: str | None, cards: dict[str, Card]) -> str | None:

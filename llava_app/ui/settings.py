@@ -1,8 +1,9 @@
 """The settings of an answer: their controls, and what the page sends of them."""
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -31,14 +32,21 @@ class Settings:
 
 
 def read(
-    temperature: Any, top_p: Any, max_new_tokens: Any, seed: Any, repetition_penalty: Any = None, system: Any = None
+    temperature: Any,
+    top_p: Any,
+    max_new_tokens: Any,
+    seed: Any,
+    repetition_penalty: Any = None,
+    system: Any = None,
+    *,
+    longest: int = Sampling.MAX_NEW_TOKENS[1],
 ) -> Settings:
-    """The settings as the page sends them, moved into their bounds.
+    """The settings as the page sends them, moved into their bounds; an answer has `longest` tokens at most.
 
     Raises UserError when the seed is no number, ContextError when the system prompt is too long.
     """
-    if seed and not str(seed).strip().isdecimal():
-        raise UserError(f"The seed “{seed}” is not a whole number. Type digits only, or leave it empty.")
+    if seed and not re.fullmatch(r"\s*\d{1,20}\s*", str(seed)):
+        raise UserError(f"The seed “{seed!s:.40}” is not a whole number. Type 20 digits at most, or leave it empty.")
     system = str(system or "").strip()
     if len(system) > MAX_SYSTEM:
         raise ContextError(
@@ -51,11 +59,11 @@ def read(
         seed=int(seed) if seed else None,
         repetition_penalty=repetition_penalty,
     )
-    return Settings(sampling, system or None)
+    return Settings(replace(sampling, max_new_tokens=min(sampling.max_new_tokens, longest)), system or None)
 
 
-def controls() -> list[gr.components.Component]:
-    """The controls, in the order in which `read` takes them."""
+def controls(longest: int) -> list[gr.components.Component]:
+    """The controls, in the order in which `read` takes them; an answer has `longest` tokens at most."""
     temperature, top_p, max_new_tokens, seed, repetition_penalty, system = DEFAULTS
     return [
         gr.Slider(
@@ -73,7 +81,8 @@ def controls() -> list[gr.components.Component]:
             info="Leaves out the unlikely words; 1 keeps them all.",
         ),
         gr.Slider(
-            *Sampling.MAX_NEW_TOKENS,
+            Sampling.MAX_NEW_TOKENS[0],
+            longest,
             value=max_new_tokens,
             step=1,
             label="Longest answer",

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from llava_app.errors import DataError
 from llava_app.feedback import Feedback, judged
 from llava_app.ui.display import Notes, Talk, messages
 from llava_app.ui.handlers import explain
@@ -53,7 +54,7 @@ class Verdicts:
             record = self.feedback.keep(
                 better, vote, model=card.name if card else "", answer=written, replaces=before.record
             )
-        except OSError as error:
+        except (OSError, DataError) as error:
             gr.Warning(html.escape(explain(error)))
             return NOT_KEPT
         gr.Info("Thank you. Kept on this server: the conversation up to here with its pictures, and your verdict.")

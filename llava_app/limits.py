@@ -1,0 +1,118 @@
+"""How much one visitor may ask of the page, and all visitors together."""
+
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+
+from llava_app.errors import BusyError
+
+MINUTE = 60.0  # s
+MOST_VISITORS = 10_000  # that are remembered; the one that came first goes first
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a page. A visitor is an address, or a name where people log in."""
+
+    questions: int  # of a visitor in a minute
+    running: int  # answers of a visitor at the same time
+    waiting: int  # answers of all visitors at the same time, those that wait for their turn included
+    pictures: int  # in a message
+    pictures_kept: int  # in a conversation
+    characters: int  # in a question
+    new_tokens: int  # of an answer
+    requests: int  # of a visitor in a minute, of those that change something (POST)
+    body: int  # bytes of a request
+
+
+LOCAL = Limits(
+    questions=600,
+    running=16,
+    waiting=256,
+    pictures=8,
+    pictures_kept=200,
+    characters=20_000,
+    new_tokens=2048,
+    requests=30_000,
+    body=1_000_000_000,
+)
+# A tab of the page sends some 24 requests a minute by itself, and a class of thirty may share one address.
+PUBLIC = Limits(
+    questions=20,
+    running=3,
+    waiting=64,
+    pictures=4,
+    pictures_kept=16,
+    characters=4_000,
+    new_tokens=512,
+    requests=1_200,
+    body=64_000_000,
+)
+
+
+class Rate:
+    """At most so many in a minute, for each visitor. For any thread."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+        self._lock = Lock()
+
+    def wait(self, visitor: str) -> float:
+        """Count one more: 0, or in how many seconds there is room for it."""
+        now = time.monotonic()
+        with self._lock:
+            times = self._times.setdefault(visitor, deque())
+            while len(self._times) > MOST_VISITORS:
+                self._times.popitem(last=False)
+            while times and now - times[0] >= MINUTE:
+                times.popleft()
+            if len(times) >= self.most:
+                return MINUTE - (now - times[0])
+            times.append(now)
+        return 0.0
+
+
+class Gate:
+    """Where every question passes. For any thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._rate = Rate(limits.questions)
+        self._running: Counter[str] = Counter()
+        self._lock = Lock()
+
+    @contextmanager
+    def enter(self, visitor: str) -> Iterator[None]:
+        """While a question of this visitor is answered. Raises BusyError at a limit, saying which and what to do."""
+        self._take(visitor)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[visitor] -= 1
+                self._running += Counter()  # drops those at zero
+
+    def _take(self, visitor: str) -> None:
+        limits = self.limits
+        with self._lock:
+            if self._running.total() >= limits.waiting:
+                raise BusyError(
+                    f"{limits.waiting} answers are being written or wait already, which is the limit. "
+                    "Send again in a minute."
+                )
+            if self._running[visitor] >= limits.running:
+                raise BusyError(
+                    f"{limits.running} of your answers are being written already, which is the limit. "
+                    "Wait for one, or stop it."
+                )
+            seconds = self._rate.wait(visitor)
+            if seconds:
+                raise BusyError(
+                    f"You asked {limits.questions} questions within a minute, which is the limit. "
+                    f"Send again in {seconds:.0f} seconds."
+                )
+            self._running[visitor] += 1

@@ -1,0 +1,64 @@
+"""Where the page keeps what visitors send it, and the bounds of that.
+
+Each process has a folder of its own. One that was killed leaves its folder behind, which the next to start removes.
+"""
+
+import os
+import shutil
+import stat
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+MOST_BYTES = 4_000_000_000
+LOOK = 30.0  # s between two looks at how much there is
+LEFT = 600.0  # s without a look after which nobody owns a folder any more
+
+
+class Uploads:
+    """The folder of this process; Gradio finds it by the environment."""
+
+    def __init__(self, parent: Path, *, most_bytes: int = MOST_BYTES) -> None:
+        """Makes the folder below `parent`, and removes those of processes that are gone."""
+        parent.mkdir(parents=True, exist_ok=True)
+        for other in parent.glob("page-*"):
+            if time.time() - other.stat().st_mtime > LEFT:
+                shutil.rmtree(other, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="page-", dir=parent)).absolute()
+        self._most_bytes = most_bytes
+        self._own: set[Path] = set()
+        os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
+
+    def watch(self) -> None:
+        """Keep the bound from now on; what lies there already belongs to the page itself and stays."""
+        self._own = set(_files(self.folder))
+        Thread(target=self._watch, name="uploads", daemon=True).start()
+
+    def bound(self) -> None:
+        """Delete the oldest files until the rest is no larger than it may be."""
+        files = {path: about for path, about in _files(self.folder).items() if path not in self._own}
+        total = sum(about.st_size for about in files.values())
+        for path in sorted(files, key=lambda path: files[path].st_mtime):
+            if total <= self._most_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= files[path].st_size
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _watch(self) -> None:
+        while True:
+            os.utime(self.folder)
+            self.bound()
+            time.sleep(LOOK)
+
+
+def _files(folder: Path) -> dict[Path, os.stat_result]:
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # gone since
+            found[path] = path.stat()
+    return {path: about for path, about in found.items() if stat.S_ISREG(about.st_mode)}
