@@ -1,11 +1,12 @@
 """The real app in a process of its own."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,14 +17,16 @@ PATIENCE = 90  # s, for a machine that is busy with other things
 
 
 @contextmanager
-def serving(*flags: str, log: Path) -> Iterator[str]:
-    """Start app.py on a free port with `flags`, its output in `log`; gives the address once it answers."""
+def serving(*flags: str, log: Path, folder: Path = ROOT, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Start app.py of `folder` on a free port with `flags` and a further `environment`, its output in `log`; gives the
+    address once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with log.open("wb") as output:
         command = [sys.executable, "app.py", "--port", str(port), *flags]
-        app = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        around = os.environ | (environment or {})
+        app = subprocess.Popen(command, cwd=folder, env=around, stdout=output, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}/"
     try:
         _wait_for(address, app, log)
