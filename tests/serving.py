@@ -1,14 +1,16 @@
 """The real app in a process of its own."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,21 +27,22 @@ class App:
 
 
 @contextmanager
-def serving(*flags: str, log: Path) -> Iterator[str]:
-    """Start app.py on a free port with `flags`, its output in `log`; gives the address once it answers."""
-    with running(*flags, log=log) as app:
+def serving(*flags: str, log: Path, **more: Any) -> Iterator[str]:
+    """The address of an app; as `running`."""
+    with running(*flags, log=log, **more) as app:
         yield app.address
 
 
 @contextmanager
-def running(*flags: str, log: Path) -> Iterator[App]:
-    """As `serving`, with the process."""
+def running(*flags: str, log: Path, folder: Path = ROOT, environment: Mapping[str, str] | None = None) -> Iterator[App]:
+    """Start app.py of `folder` on a free port with `flags` and a further `environment`, its output in `log`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with log.open("wb") as output:
         command = [sys.executable, "app.py", "--port", str(port), *flags]
-        app = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        around = os.environ | (environment or {})
+        app = subprocess.Popen(command, cwd=folder, env=around, stdout=output, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}/"
     try:
         _wait_for(address, app, log)

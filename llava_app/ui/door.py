@@ -1,6 +1,7 @@
 """What every request passes before Gradio sees it: bounds on its size and number, and no errands for strangers."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -32,11 +33,10 @@ class Door:
             await _answer(send, *refused)
             return
         body = _Body(receive, send, most=self._limits.body)
-        try:
+        with suppress(_TooLargeError):
             await self._app(scope, body.receive, body.send)
-        except _TooLargeError:
-            if not body.answered:
-                await _answer(send, 413, self._too_large())
+        if body.is_too_large and not body.is_answered:
+            await _answer(send, 413, self._too_large())
 
     def _refuse(self, scope: Scope) -> tuple[int, str] | None:
         """The code and the sentence for a request that can be refused by what stands above its body."""
@@ -59,24 +59,27 @@ class _TooLargeError(Exception):
 
 
 class _Body:
-    """Counts what arrives, and notes whether an answer has begun."""
+    """Counts what arrives; what the application says of a body that it never had whole is not sent."""
 
     def __init__(self, receive: Receive, send: Send, *, most: int) -> None:
         self._receive = receive
         self._send = send
         self._left = most
-        self.answered = False
+        self.is_too_large = False
+        self.is_answered = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
-        if self._left < 0:
+        self.is_too_large = self._left < 0
+        if self.is_too_large:
             raise _TooLargeError
         return message
 
     async def send(self, message: Message) -> None:
-        self.answered = True
-        await self._send(message)
+        if self.is_answered or not self.is_too_large:
+            self.is_answered = True
+            await self._send(message)
 
 
 class Page(gr.Blocks):

@@ -1,0 +1,1 @@
+"""The running page against people who mean it no good."""

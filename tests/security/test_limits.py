@@ -1,0 +1,188 @@
+"""Oversized and very many requests."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava_app import limits
+from llava_app.errors import BusyError
+from llava_app.limits import LOCAL, PUBLIC, Gate, Rate
+from llava_app.ui.door import Door, Scope
+from tests.loops import run
+from tests.security.conftest import Public
+from tests.security.visitor import Visitor
+from tests.serving import PATIENCE
+
+
+def test_a_visitor_has_so_many_questions_a_minute_and_another_has_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
+    gate = Gate(replace(LOCAL, questions=2))
+
+    def ask(visitor: str) -> None:
+        with gate.enter(visitor):
+            pass
+
+    ask("a"), ask("a"), ask("b")
+    now[0] = 20.0
+    with pytest.raises(BusyError, match=r"You asked 2 questions within a minute.*Send again in 40 seconds"):
+        ask("a")
+    ask("b")
+    now[0] = 60.0
+    ask("a")
+
+
+def test_a_visitor_has_so_many_answers_at_once_and_all_together_so_many() -> None:
+    gate = Gate(replace(LOCAL, running=1, waiting=2))
+    with gate.enter("a"):
+        with pytest.raises(BusyError, match="1 of your answers are being written"), gate.enter("a"):
+            pass
+        with (
+            gate.enter("b"),
+            pytest.raises(BusyError, match=r"2 answers are being written or wait.*Send again in a minute"),
+            gate.enter("c"),
+        ):
+            pass
+    with gate.enter("a"), gate.enter("c"):
+        pass
+
+
+def test_an_answer_that_breaks_off_makes_room() -> None:
+    gate = Gate(replace(LOCAL, running=1))
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), gate.enter("a"):
+            raise ZeroDivisionError
+
+
+def test_visitors_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_VISITORS", 10)
+    rate = Rate(5)
+    for number in range(1000):
+        rate.wait(str(number))
+    assert len(rate._times) == 10
+
+
+def test_everything_is_stricter_for_strangers() -> None:
+    assert all(getattr(PUBLIC, name) < getattr(LOCAL, name) for name in vars(PUBLIC))
+
+
+def test_a_question_that_is_too_long_and_too_many_pictures_are_refused(
+    public: Public, visitor: Visitor, tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    asked = len(public.asked)
+    assert "4,001 characters; the limit is 4,000" in visitor.ask("x" * 4_001).words
+    assert (
+        "5 pictures in this message; the limit is 4" in visitor.ask("?", visitor.upload(tmp_path / "a.png") * 5).words
+    )
+    assert "The question has 4,001 characters" in visitor.call("ask", [[], "x" * 4_001, [], {}]).words
+    history = [{"question": "?", "answer": "!", "images": visitor.upload(tmp_path / "a.png") * 9}] * 2
+    assert "There are 18 pictures; the limit is 16" in visitor.call("ask", [[], "?", history, {}]).words
+    assert len(public.asked) == asked
+
+
+def test_a_conversation_holds_so_many_pictures(visitor: Visitor, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    files = visitor.upload(tmp_path / "a.png") * 4
+    for _ in range(4):
+        assert not visitor.ask("?", files).words
+    assert (
+        "The conversation holds 16 pictures already; the limit is 16. Start a new chat."
+        in visitor.ask("?", files).words
+    )
+
+
+def test_the_longest_answer_is_what_the_page_allows(public: Public, visitor: Visitor) -> None:
+    visitor.call("ask", [[], "What?", [], {"max_new_tokens": 2048}])
+    assert public.asked[-1]["max_tokens"] == PUBLIC.new_tokens
+
+
+def test_who_asks_too_often_is_told_and_the_next_visitor_is_answered(
+    visit: Callable[[], Visitor], visitor: Visitor
+) -> None:
+    event = visitor.event("ask")
+    outcomes = [visitor.call(event, [[], "What?", [], {}]) for _ in range(PUBLIC.questions + 1)]
+    assert [outcome.success for outcome in outcomes] == [True] * PUBLIC.questions + [False]
+    assert "You asked 20 questions within a minute, which is the limit. Send again in" in outcomes[-1].words
+    assert "You asked 20 questions" in visitor.ask("And by the page?").words
+    assert visit().ask("What?").success
+
+
+TOO_LARGE = "This is larger than 64 MB, which is the limit. Send less at once."
+
+
+@pytest.mark.parametrize("path", ["gradio_api/queue/join", "gradio_api/upload", "gradio_api/call/ask", "login"])
+def test_a_body_that_is_said_to_be_too_large_is_refused(public: Public, path: str) -> None:
+    connection = HTTPConnection(public.address.split("/")[2], timeout=PATIENCE)
+    with closing(connection):
+        connection.putrequest("POST", f"/{path}")
+        connection.putheader("Content-Length", "65000000")
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert (answer.status, answer.read().decode()) == (413, TOO_LARGE)
+
+
+@pytest.mark.parametrize("path", ["gradio_api/queue/join", "gradio_api/upload", "gradio_api/call/ask"])
+def test_a_body_that_goes_on_beyond_the_limit_is_refused(visitor: Visitor, path: str) -> None:
+    is_upload = "upload" in path
+    kind = "multipart/form-data; boundary=x" if is_upload else "application/json"
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="%d"\r\n\r\n'
+
+    def body() -> Iterator[bytes]:
+        for number in range(70):
+            yield (part % number if is_upload else b"[") + b"x" * 1_000_000 + b"\r\n"
+
+    answer = visitor.http.post(path, headers={"content-type": kind}, content=body())
+    assert (answer.status_code, answer.text) == (413, TOO_LARGE)
+
+
+def test_a_flood_of_requests_is_stopped() -> None:
+    passed, answers = [], []
+
+    async def application(scope: Scope, *_: object) -> None:
+        passed.append(scope["client"][0])
+
+    async def send(message: dict) -> None:
+        answers.append(message.get("status") or message["body"].decode())
+
+    door = Door(application, replace(PUBLIC, requests=3))
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": ("a", 1)}
+
+    async def knock() -> None:
+        for host in ["a"] * 5 + ["b"]:
+            await door(scope | {"client": (host, 1)}, None, send)
+        await door(scope | {"method": "GET"}, None, send)
+
+    run(knock())
+    assert passed == ["a", "a", "a", "b", "a"]
+    assert answers[0] == 429
+    assert answers[1].startswith("More than 3 requests in a minute. Go on in ")
+
+
+def test_a_visitor_waits_for_the_answers_that_run(public: Public, visit: Callable[[], Visitor]) -> None:
+    host, before, words = visit().host, len(public.asked), []
+    tabs = [Visitor(public.address, host) for _ in range(PUBLIC.running)]
+    threads = [threading.Thread(target=lambda tab=tab: words.append(tab.ask("What?").words)) for tab in tabs]
+    public.free.clear()
+    try:
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + PATIENCE
+        while len(public.asked) < before + PUBLIC.running and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with Visitor(public.address, host) as another:
+            told = another.ask("What?").words
+    finally:
+        public.free.set()
+    for thread, tab in zip(threads, tabs, strict=True):
+        thread.join()
+        tab.http.close()
+    assert told.strip() == "3 of your answers are being written already, which is the limit. Wait for one, or stop it."
+    assert [word.strip() for word in words] == [""] * PUBLIC.running

@@ -1,0 +1,137 @@
+"""Local by default, and a password for more."""
+
+import asyncio
+import hmac
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llava_app import passwords
+from llava_app.errors import UserError
+from llava_app.passwords import LONGEST_WAIT, Passwords, read_passwords
+from tests.loops import run
+from tests.security.visitor import Visitor
+from tests.serving import serving
+
+PASSWORD = "correct horse battery staple"
+
+
+def test_a_wrong_password_is_answered_late_and_later_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(passwords, "sleep", sleep)
+    known = Passwords({"me": PASSWORD})
+
+    async def guess() -> list[bool]:
+        tried = [await known.check("me", word) for word in ("a", "", PASSWORD + " ", "ß", "e", "f", "g")]
+        tried.append(await known.check("nobody", PASSWORD))
+        return [*tried, await known.check("me", PASSWORD), await known.check("me", "h")]
+
+    assert run(guess()) == [False] * 8 + [True, False]
+    assert waits == [0.5, 1.0, 2.0, 4.0, LONGEST_WAIT, LONGEST_WAIT, LONGEST_WAIT, 0.5, 0.5]
+
+
+def test_guesses_at_a_name_go_one_after_the_other_and_others_come_in_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeping: list[int] = []
+
+    async def guess() -> list[int]:
+        release = asyncio.Event()
+
+        async def sleep(_: float) -> None:
+            sleeping.append(1)
+            await release.wait()
+
+        monkeypatch.setattr(passwords, "sleep", sleep)
+        known = Passwords({"me": PASSWORD, "you": PASSWORD})
+        guesses = [asyncio.create_task(known.check("me", "x")) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert await known.check("you", PASSWORD)
+        at_once = len(sleeping)
+        release.set()
+        await asyncio.gather(*guesses)
+        return [at_once, len(sleeping)]
+
+    assert run(guess()) == [1, 20]
+
+
+def test_passwords_are_compared_in_constant_time_for_names_that_there_are_and_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[int, int]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return hmac.compare_digest(one, other)
+
+    async def sleep(_: float) -> None:
+        """Not in a test."""
+
+    monkeypatch.setattr(passwords, "sleep", sleep)
+    monkeypatch.setattr(passwords, "hmac", type("Spy", (), {"compare_digest": compare, "digest": hmac.digest}))
+    known = Passwords({"me": PASSWORD})
+    for name, word in (("me", "x"), ("me", PASSWORD), ("you", "x" * 1000)):
+        run(known.check(name, word))
+    assert compared == [(32, 32)] * 3
+
+
+def test_the_passwords_themselves_are_not_kept() -> None:
+    assert PASSWORD not in str(vars(Passwords({"me": PASSWORD})))
+
+
+def test_a_password_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "word").write_text(PASSWORD + "\n", encoding="utf-8")
+    monkeypatch.setenv("LLAVA_PASSWORD", "from outside")
+    assert read_passwords([f"me:{tmp_path / 'word'}", "you"]) == {"me": PASSWORD, "you": "from outside"}
+    assert read_passwords([]) == {}
+
+
+@pytest.mark.parametrize("entry", ["me:hunter2", ":hunter2", "hunter2", "me:/dev/null", ""])
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(
+    entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLAVA_PASSWORD", raising=False)
+    with pytest.raises(UserError, match="--auth") as told:
+        read_passwords([entry])
+    assert "hunter2" not in str(told.value)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("locked")
+    (folder / "word").write_text(PASSWORD, encoding="utf-8")
+    flags = ("--runs", str(folder), "--model", "memeworld", "--auth", f"me:{folder / 'word'}")
+    with serving(*flags, log=folder / "log") as address:
+        yield address
+    assert PASSWORD not in (folder / "log").read_text(encoding="utf-8")
+
+
+POSTS = ("queue/join", "upload", "call/ask", "run/ask", "api/ask", "component_server")
+GETS = (
+    "config",
+    *(f"gradio_api/{path}" for path in ("info", "openapi.json", "file=app.py", "queue/data?session_hash=a")),
+)
+
+
+def test_without_the_password_nothing_is_told_and_nothing_done(locked: str) -> None:
+    with Visitor(locked) as stranger:
+        for path in POSTS:
+            body = {"data": [[], "What?", [], {}], "fn_index": 0, "session_hash": "a"}
+            assert stranger.http.post(f"gradio_api/{path}", json=body).status_code == 401, path
+        for path in GETS:
+            assert stranger.http.get(path).status_code == 401, path
+        page = stranger.http.get("").text
+        assert "memeworld" not in page
+        assert '"auth_required":true' in page.replace(" ", "")
+
+
+def test_with_the_password_the_page_answers(locked: str) -> None:
+    with Visitor(locked) as me:
+        wrong = me.http.post("login", data={"username": "me", "password": "a guess"})
+        assert (wrong.status_code, "a guess" in wrong.text) == (400, False)
+        assert me.http.get("config").status_code == 401
+        assert me.http.post("login", data={"username": "me", "password": PASSWORD}).status_code == 200
+        assert me.ask("What?").success
