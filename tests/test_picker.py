@@ -78,11 +78,11 @@ def test_every_model_is_listed_and_what_does_not_fit_cannot_be_used() -> None:
 class Waiting(Models):
     """Loads when it is told to."""
 
-    ready: Future[Ready]
+    opening: Future[Ready]
 
     @contextmanager
     def lend(self, card: Card) -> Iterator[Future[Ready]]:
-        yield self.ready
+        yield self.opening
 
 
 def test_the_chosen_model_says_what_it_takes_and_how_it_scored(tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_the_chosen_model_says_what_it_takes_and_how_it_scored(tmp_path: Path) -
         runs=tmp_path,
         weigh=lambda cards: process.weigh(cards, "float32"),
     )
-    models.ready = Future()
+    models.opening = Future()
     told = Picker(models).choose("run/mine")
     assert "Loading memeworld …" in next(told)
-    models.ready.set_result(Ready(None, "It runs."))
+    models.opening.set_result(Ready(None, "It runs."))
     shown = list(told)[-1]
     assert "<dt>Needs here</dt><dd>" in shown
     assert " free, in float32</dd>" in shown
