@@ -13,7 +13,8 @@ from torch import Tensor
 from llava_app.engine import Piece
 from llava_app.engine.decoder import Span, make_decoder
 from llava_app.engine.features import FeatureCache
-from llava_app.engine.request import Request, Shown
+from llava_app.engine.prompts import Prompts
+from llava_app.engine.request import Request
 from llava_app.engine.sampling import choose
 from llava_app.engine.slots import Slots
 from llava_app.engine.stream import StopText, TextStream
@@ -22,7 +23,7 @@ from llava_app.errors import BusyError, ModelError
 from llava_app.loading import Loaded
 from llava_app.memory import Plan, give_back
 from llava_app.precision import SMALL_BYTES
-from llava_app.prompts import TEMPLATES, Prepared, end_tokens, prepare_shown
+from llava_app.prompts import TEMPLATES, end_tokens
 
 FRAME = 1 / 40  # s between two pieces of text, whoever they are for: every reader that wakes up holds up the model
 CHUNK = 512  # tokens of prompts in one step while others wait for their next token
@@ -57,16 +58,15 @@ class Worker:
 
     def __init__(self, loaded: Loaded, plan: Plan, *, time_limit: float) -> None:
         self._card = loaded.card
-        self._model, self._weights = loaded.model, loaded.weights
+        self._weights = loaded.weights  # kept for others that may share them
         self._processor = loaded.processor
         self._device = loaded.device
         self._time_limit = time_limit
         self._plan = plan
         self._decoder = make_decoder(loaded.weights, loaded.model, rows=plan.rows, length=plan.length)
         # Handing a small matrix to a second CPU thread costs more than multiplying it.
-        self._threads = 1 if self._model.get_memory_footprint() < SMALL_BYTES else _all_threads()
-        self._embeddings = self._model.get_input_embeddings()
-        self._image_token: int = self._model.config.image_token_id
+        self._threads = 1 if loaded.model.get_memory_footprint() < SMALL_BYTES else _all_threads()
+        self._image_token: int = loaded.model.config.image_token_id
         end = loaded.model.generation_config.eos_token_id
         ends = end_tokens(loaded.processor.tokenizer, loaded.card.template)
         self._end_tokens = frozenset([*([end] if isinstance(end, int) else end), *ends])
@@ -76,6 +76,7 @@ class Worker:
         self.features = FeatureCache(plan.feature_bytes)
         self.slots = Slots(plan.rows)
         self.meter = Meter()
+        self._prompts = Prompts(loaded, self.features, self.meter)
         self.active: list[_Answer] = []
 
     def put_away(self) -> BusyError:
@@ -96,7 +97,7 @@ class Worker:
         torch.set_num_threads(_all_threads())
         self.active.clear()
         self.features.clear()
-        del self._model, self._weights, self._decoder, self._embeddings
+        del self._weights, self._decoder, self._prompts
         gc.collect()  # the decoder and what replays it know each other
         give_back()
         if self._device.type == "cuda":
@@ -140,7 +141,7 @@ class Worker:
         try:
             if place.source != place.row:
                 self._decoder.copy(place.source, place.row, place.length)
-            unread_SD = self._embed(request, place.length)
+            unread_SD = self._prompts.embed(request, place.length)
         except Exception:
             self.slots.drop(place.row)
             raise
@@ -165,36 +166,6 @@ class Worker:
             stop_text=StopText((*self._end_texts, *request.sampling.stop)),
             shown=request.continued,
         )
-
-    def _embed(self, request: Request, begin: int) -> Tensor:
-        """The embeddings of the prompt from token `begin` on, pictures in their places."""
-        ids_S = torch.tensor(request.ids[begin:], device=self._device)
-        embeds_SD = self._embeddings(ids_S.masked_fill(ids_S == self._image_token, 0))
-        for shown in request.shown:
-            if shown.end <= begin:
-                self.meter.recalled += 1
-                continue
-            first = max(shown.start, begin)
-            features_SD = self._see(shown, request.prepared)
-            embeds_SD[first - begin : shown.end - begin] = features_SD[first - shown.start :].to(embeds_SD.dtype)
-        return embeds_SD
-
-    def _see(self, shown: Shown, prepared: dict[str, Prepared]) -> Tensor:
-        """The projected features of a picture, (S, D)."""
-        features_SD = self.features.get(shown.key)
-        if features_SD is not None:
-            self.meter.recalled += 1
-            return features_SD
-        seen = prepared.get(shown.key) or prepare_shown(shown.picture, self._processor, together=shown.together)
-        pixels_T3HW = seen.pixel_values.to(self._device)
-        if seen.is_clip:
-            features_SD = self._model.get_video_features(pixels_T3HW[None]).pooler_output[0]
-        else:
-            shapes = {name: value.to(self._device) for name, value in seen.shapes.items()}
-            features_SD = self._model.get_image_features(pixels_T3HW, **shapes).pooler_output[0]
-        self.features.put(shown.key, features_SD)
-        self.meter.seen += 1
-        return features_SD
 
     def _advance(self, answers: list[_Answer], *, again: bool = False) -> None:
         """One step for these answers. When it fails, each goes once more, alone and in smaller parts, so that whatever
@@ -236,7 +207,7 @@ class Worker:
                 read=[answer.contents for answer in writing],
                 generators=[answer.generator for answer in writing],
             )
-            embeds_B1D = self._embeddings(torch.tensor(tokens, device=self._device)).split(1)
+            embeds_B1D = self._prompts.embeddings(torch.tensor(tokens, device=self._device)).split(1)
         for answer, size in parts:
             self.slots.extend(answer.row, answer.contents[answer.held : answer.held + size])
             self.meter.read += 0 if answer.tokens else size
