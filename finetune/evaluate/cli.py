@@ -102,7 +102,7 @@ def _print(folder: Path, found: Scores, results: list[Result], *, show_wrong: in
 
 def _json(found: Scores) -> dict[str, object]:
     """The scores; for memeworld also by the names that they had before there were other suites, as shares."""
-    shares = {kind: (value or 0.0) / 100 for kind, value in found.by_category.items()}
+    shares = {kind: None if value is None else value / 100 for kind, value in found.by_category.items()}
     return asdict(found) | {"accuracy": None if found.score is None else found.score / 100, "by_kind": shares}
 
 
