@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 ROOT = Path(__file__).parents[1]  # where the commands run
 
@@ -21,6 +22,12 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?:/[^\s/:'\"]+)+/(?=[^\s/])", "", text)
 
 
+def _emptied(file: Path) -> BinaryIO:
+    """An empty file for appending: whoever an earlier page left writing there leaves no hole in it."""
+    file.write_bytes(b"")
+    return file.open("ab")
+
+
 class Background:
     """A command that runs on while the page does other things, one at a time."""
 
@@ -30,8 +37,8 @@ class Background:
     def start(self, command: Sequence[str], *, out: Path, problems: Path | None = None) -> None:
         """Begin; what it says goes into `out`, and what it complains of into `problems`, or there too."""
         with ExitStack() as files:
-            stdout = files.enter_context(out.open("wb"))
-            stderr = files.enter_context(problems.open("wb")) if problems else stdout
+            stdout = files.enter_context(_emptied(out))
+            stderr = files.enter_context(_emptied(problems)) if problems else stdout
             self._process = subprocess.Popen(
                 told(command), cwd=ROOT, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, start_new_session=True
             )

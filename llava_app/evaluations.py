@@ -3,10 +3,13 @@
 import json
 import re
 import signal
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from llava_app.commands import Background, without_folders
+from llava_app.commands import ROOT, Background, told, without_folders
 from llava_app.errors import BusyError, DataError
 
 EVALUATIONS = Path("evaluations")
@@ -107,6 +110,22 @@ class Evaluation:
         """The newest first."""
         pages = sorted(self.folder.glob("*/*/report.html"), key=lambda page: page.stat().st_mtime, reverse=True)
         return [_report(page) for page in pages]
+
+    def models(self) -> list[str]:
+        """The models that were measured."""
+        return sorted({report.model for report in self.reports()})
+
+    def compare(self, models: Sequence[str]) -> str:
+        """An HTML page that puts measured models side by side. Raises DataError."""
+        if len(models) < 2 or not set(models) <= set(self.models()):
+            raise DataError("Choose at least two measured models.")
+        with TemporaryDirectory() as folder:
+            page = Path(folder) / "compared.html"
+            command = told(["compare", *(str(self.folder / model) for model in models), f"--html={page}"])
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise DataError(without_folders(done.stderr.strip().rpartition("\n")[2]))
+            return page.read_text(encoding="utf-8")
 
     @property
     def _log(self) -> Path:

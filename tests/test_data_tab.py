@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from finetune.instruct.ledger import Ledger
+from llava_app.commands import _emptied
 from llava_app.datasets import ROOT, DataSet, Order
 from llava_app.errors import DataError
 from llava_app.ui.data_tab import DataHandlers
@@ -116,6 +118,25 @@ def test_a_running_generation_can_be_stopped_and_goes_on(tmp_path: Path) -> None
     data.start(order)
     data._writing._process.wait()
     assert data.progress()["missing"] == 0
+
+
+def test_what_an_earlier_page_left_running_is_not_disturbed(tmp_path: Path) -> None:
+    progress = tmp_path / "left" / "progress.jsonl"
+    with Ledger(made(progress).with_name("ledger.jsonl")), _emptied(progress) as earlier:
+        earlier.write(b'{"done": 1}\n')
+        earlier.flush()
+        data = DataSet("left", tmp_path)
+        data.start(Order(drawn=1, kinds=("detail",)))
+        assert data._writing._process.wait() == 2
+        assert "is being written by another run" in data.problem()
+        earlier.write(b'{"done": 2}\n')
+        earlier.flush()
+        assert data.progress() == {"done": 2}
+
+
+def made(file: Path) -> Path:
+    file.parent.mkdir(parents=True)
+    return file
 
 
 def test_the_tab_is_absent_on_a_public_page(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from finetune.evaluate.results import Question, Result, Suite, scores, write_results, write_scores
 from finetune.evaluate.suites import SUITES as REAL_SUITES
 from llava_app.checkpoints import DEMO, built_in
 from llava_app.errors import DataError
@@ -86,6 +87,24 @@ def test_the_newest_report_comes_first(tmp_path: Path) -> None:
         (folder / "report.html").write_text("<p>")
         os.utime(folder / "report.html", (place, place))
     assert [(report.model, report.missing) for report in Evaluation(tmp_path).reports()] == [("new", 2), ("old", 2)]
+
+
+def test_measured_models_are_put_side_by_side(handlers: MeasureHandlers, tmp_path: Path) -> None:
+    for model, points in (("good", [1.0] * 12), ("bad", [0.0] * 12)):
+        folder = tmp_path / "evaluations" / model / "toy"
+        folder.mkdir(parents=True)
+        results = [Result(Question(str(n), "all", f"Q{n}?"), "A.", value) for n, value in enumerate(points)]
+        suite = Suite("toy", "right", [], lambda _: [])
+        write_results(folder, results)
+        write_scores(folder / "scores.json", scores(suite, results, model=model, seed=0))
+        (folder / "report.html").write_text("<p>")
+    assert handlers.evaluation.models() == ["bad", "good"]
+    shown = handlers.compare(["good", "bad"])
+    assert shown.startswith("<iframe")
+    assert "beside good" in shown
+    assert "-100.0" in shown
+    assert "at least two measured models" in handlers.compare(["good"])
+    assert "at least two measured models" in handlers.compare(["good", "../../secret"])
 
 
 LAID_OUT = """

@@ -1,16 +1,26 @@
 """python -m finetune evaluate MODEL SUITE: ask a model the questions of a suite, mark its answers, write a report.
 
 Everything is kept in a folder of the suite: every answer (an interrupted run goes on from them), every review, one
-line per question in results.jsonl, report.md and report.html. The scores of a whole suite also go into scores.json
-beside the model's card.
+line per question in results.jsonl, report.md and report.html. The scores of a whole suite (no --limit) also go into
+scores.json beside the model's card, an object of `Scores` by suite:
+
+    {"pope": {"suite": "pope", "model": "name", "measure": "right", "score": 85.9, "interval": [85.1, 86.6],
+              "count": 9000, "missing": {}, "by_category": {"random": 87.3, …}, "tables": {"title": {"name": value}}}}
+
+Scores are per cent; "score" and "interval" are null where nothing could be marked; "missing" counts questions by the
+reason why the score is not made of them.
 """
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
+from filelock import FileLock
+
 from finetune.evaluate.judge import Judge
+from finetune.evaluate.ledger import alone
 from finetune.evaluate.results import SCORES, Result, Scores, Suite, scores, write_results, write_scores, write_whole
 from finetune.evaluate.suites import SUITES, build, name_of
 from llava_app.checkpoints import Card, find
@@ -25,12 +35,12 @@ def main(arguments: list[str]) -> None:
     card = find(options.model)
     folder = options.out or options.root / model_name(card) / name_of(options)
     suite = build(options, _judge(options), folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = _results(card, suite, folder, options.precision)
-    found = scores(suite, results, model=card.name, seed=options.seed)
-    _write(folder, found, results)
-    if options.limit is None:
-        write_scores((Path(card.source) if Path(card.source).is_dir() else folder.parent) / SCORES, found)
+    with alone(folder):
+        results = _results(card, suite, folder, options.precision)
+        found = scores(suite, results, model=card.name, seed=options.seed)
+        _write(folder, found, results)
+        if options.limit is None:
+            _publish(card, folder, found)
     _print(folder, found, results, show_wrong=options.show_wrong)
     if options.json:
         print(json.dumps(_json(found)))
@@ -60,6 +70,14 @@ def _results(card: Card, suite: Suite, folder: Path, precision: str) -> list[Res
     return suite.mark(answers)
 
 
+def _publish(card: Card, folder: Path, found: Scores) -> None:
+    """Into scores.json beside the model's card; beside its suites for one of the Hub, or that may not be changed."""
+    beside = Path(card.source)
+    place = beside if beside.is_dir() and os.access(beside, os.W_OK) else folder.parent
+    with FileLock(folder.parent / ".scores.lock"):  # two suites may end at the same time
+        write_scores(place / SCORES, found)
+
+
 def _write(folder: Path, found: Scores, results: list[Result]) -> None:
     from finetune.evaluate.report import markdown, page
 
@@ -84,7 +102,7 @@ def _print(folder: Path, found: Scores, results: list[Result], *, show_wrong: in
 
 def _json(found: Scores) -> dict[str, object]:
     """The scores; for memeworld also by the names that they had before there were other suites, as shares."""
-    shares = {kind: (value or 0.0) / 100 for kind, value in found.by_category.items()}
+    shares = {kind: None if value is None else value / 100 for kind, value in found.by_category.items()}
     return asdict(found) | {"accuracy": None if found.score is None else found.score / 100, "by_kind": shares}
 
 

@@ -4,8 +4,14 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llava_app.errors import DataError
 
 
 class Ledger:
@@ -32,6 +38,21 @@ class Ledger:
 
     def close(self) -> None:
         self._file.close()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process that asks the same writes into `folder` meanwhile. Raises DataError where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")  # the system lets go of it when the process dies
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise DataError(f"{folder} is being written by another run. Wait for it, or stop it.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def key_of(*asked: Any) -> str:

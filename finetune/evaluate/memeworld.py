@@ -103,7 +103,7 @@ def questions(*, asking: str, split: str, limit: int, swap_pictures: bool = Fals
 
 def suite(name: str, asked: list[Question]) -> Suite:
     """Exact match with what training would have answered."""
-    return Suite(name, "right", asked, mark, GREEDY, lambda results: {"Refusals": refusals(results)})
+    return Suite(name, "right", asked, mark, GREEDY, calibration)
 
 
 def ask_all(engine: Engine, *, asking: str, split: str, limit: int, swap_pictures: bool = False) -> Iterator[Result]:
@@ -116,20 +116,34 @@ def ask_all(engine: Engine, *, asking: str, split: str, limit: int, swap_picture
 mark = each(lambda question, text: text in question.right)
 
 
-def refusals(results: list[Result]) -> dict[str, Any]:
-    """Calibration: how often it refused what it should refuse, and how often what it could have answered, in per cent.
+def calibration(results: list[Result]) -> dict[str, dict[str, Any]]:
+    """How often it refuses, and how often it says that something is not there: where it should and where it should not.
 
-    An answer is a refusal when it is one of the four sentences that training taught for that.
+    A refusal is one of the four sentences that training taught for that; a denial begins with “No”, and is looked at
+    where “yes” or “no” is right.
     """
-    counted = [result for result in results if result.points is not None]
-    due = [result.answer in REFUSALS for result in counted if set(result.question.right) <= set(REFUSALS)]
-    undue = [result.answer in REFUSALS for result in counted if not set(result.question.right) & set(REFUSALS)]
+    denials = [result for result in results if set(map(_first_word, result.question.right)) <= {"Yes", "No"}]
     return {
-        "refused where it should": 100 * sum(due) / len(due) if due else None,
+        "Refusals": _rates(results, "refused", lambda text: text in REFUSALS),
+        "Denials": _rates(denials, "said no", lambda text: _first_word(text) == "No"),
+    }
+
+
+def _rates(results: list[Result], name: str, does: Callable[[str], bool]) -> dict[str, Any]:
+    """Per cent of the answers that do what every right answer does, and of those that do what no right answer does."""
+    counted = [result for result in results if result.points is not None]
+    due = [does(result.answer) for result in counted if all(map(does, result.question.right))]
+    undue = [does(result.answer) for result in counted if not any(map(does, result.question.right))]
+    return {
+        f"{name} where it should": 100 * sum(due) / len(due) if due else None,
         "of questions": len(due),
-        "refused where it should not": 100 * sum(undue) / len(undue) if undue else None,
+        f"{name} where it should not": 100 * sum(undue) / len(undue) if undue else None,
         "of other questions": len(undue),
     }
+
+
+def _first_word(text: str) -> str:
+    return text.partition(",")[0].strip()
 
 
 def score(results: list[Result]) -> Score:

@@ -138,7 +138,7 @@ def write_results(folder: Path, results: list[Result]) -> None:
 
 
 def write_scores(file: Path, found: Scores) -> None:
-    """Put the scores of one suite into `file`, beside those of other suites that are there."""
+    """Put the scores of one suite into `file` (see finetune/evaluate/cli.py), beside those of other suites there."""
     stored = read_json(file) if file.exists() else {}
     stored[found.suite] = asdict(found)
     write_whole(file, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")

@@ -63,8 +63,14 @@ class MeasureHandlers:
         found = next((report for report in self.evaluation.reports() if _name(report) == name), None)
         if found is None:
             return ""
-        page = found.page.read_text(encoding="utf-8")
-        return f'<iframe title="Report" sandbox srcdoc="{html.escape(page)}" class="report"></iframe>'
+        return _frame(found.page.read_text(encoding="utf-8"))
+
+    def compare(self, models: list[str]) -> str:
+        """Measured models side by side, in a frame like a report's."""
+        try:
+            return _frame(self.evaluation.compare(models))
+        except UserError as error:
+            return _problem(error)
 
 
 def measure(handlers: MeasureHandlers, page: gr.Blocks) -> None:
@@ -81,12 +87,17 @@ def measure(handlers: MeasureHandlers, page: gr.Blocks) -> None:
         run, stop = gr.Button("Measure", variant="primary", elem_id="measure-run"), gr.Button("Stop")
     line = gr.HTML(status("Nothing is running.", state="ready"), elem_id="measure-status")
     table = gr.Dataframe(headers=HEAD, interactive=False, label="Measured so far", elem_id="measure-reports")
-    chosen = gr.Dropdown([], label="Report", elem_id="measure-report")
+    with gr.Row():
+        chosen = gr.Dropdown([], label="Report", elem_id="measure-report")
+        several = gr.Dropdown([], label="Models to compare", multiselect=True, elem_id="measure-several")
+        compare = gr.Button("Compare", min_width=120)
     report = gr.HTML("")
     run.click(handlers.run, [model, suite, data, judge, limit], line, **EVENT).then(handlers.rows, None, table, **EVENT)
     stop.click(handlers.stop, None, None, **EVENT)
     chosen.input(handlers.show, chosen, report, **EVENT)
     chosen.focus(lambda: gr.Dropdown(choices=handlers.names()), None, chosen, **EVENT)
+    several.focus(lambda: gr.Dropdown(choices=handlers.evaluation.models()), None, several, **EVENT)
+    compare.click(handlers.compare, several, report, **EVENT)
     page.load(handlers.rows, None, table, **EVENT)
     page.load(lambda: _choices(handlers.models), None, model, **EVENT)
 
@@ -94,6 +105,10 @@ def measure(handlers: MeasureHandlers, page: gr.Blocks) -> None:
 def _choices(models: Models) -> Any:
     cards = models.cards()
     return gr.Dropdown(choices=[(card.name, key) for key, card in cards.items()], value=next(iter(cards)))
+
+
+def _frame(page: str) -> str:
+    return f'<iframe title="Report" sandbox srcdoc="{html.escape(page)}" class="report"></iframe>'
 
 
 def _name(report: Report) -> str:

@@ -6,9 +6,9 @@ from finetune.evaluate.memeworld import (
     ALSO_RIGHT,
     GREEDY,
     ask_all,
+    calibration,
     picture_of,
     questions,
-    refusals,
     score,
 )
 from finetune.evaluate.results import Question, Result
@@ -74,10 +74,27 @@ def test_a_score_counts_by_kind() -> None:
 def test_refusals_are_counted_where_they_are_due_and_where_they_are_not() -> None:
     due = [result("refusal", talk.NO_MIND, talk.NO_MIND), result("refusal", "A cat.", talk.NO_PERSON)]
     undue = [result("what", "A cat.", "A cat."), result("what", talk.NOT_MINE, "A dog."), result("what", "A cat.", "?")]
-    found = refusals(due + undue)
+    found = calibration(due + undue)["Refusals"]
     assert found["refused where it should"] == 50
     assert found["refused where it should not"] == pytest.approx(100 / 3)
     assert (found["of questions"], found["of other questions"]) == (2, 3)
+
+
+def test_denials_are_counted_where_they_are_due_and_where_they_are_not() -> None:
+    due = [
+        result("exists", "No, there is no cat.", "No, there is no cat."),
+        result("exists", "Yes, a cat.", "No, none."),
+    ]
+    undue = [result("exists", "No, there is no cat.", "Yes, there is one cat.")] + [
+        result("exists", "Yes, a", "Yes, a")
+    ] * 3
+    found = calibration(due + undue + [result("what", "No, a cat.", "A cat.")])["Denials"]
+    assert found == {
+        "said no where it should": 50,
+        "of questions": 2,
+        "said no where it should not": 25,
+        "of other questions": 4,
+    }
 
 
 def test_each_unseen_phrasing_is_asked_in_turn() -> None:

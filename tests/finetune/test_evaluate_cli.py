@@ -11,7 +11,7 @@ from PIL import Image
 from finetune.__main__ import main
 from finetune.evaluate import cli
 from finetune.evaluate.asking import ask_all
-from finetune.evaluate.ledger import Ledger
+from finetune.evaluate.ledger import Ledger, alone
 from finetune.evaluate.results import GREEDY, Question, read_lines
 from finetune.memeworld import talk
 from llava_app.checkpoints import DEMO, built_in
@@ -129,6 +129,14 @@ def test_a_run_goes_on_from_the_answers_that_it_has(model: Path, tmp_path: Path)
     ]
     assert len(rows) == 5
     assert len({row["key"] for row in rows}) == 5
+
+
+def test_two_at_once_do_not_ask_the_same(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", str(model), "memeworld", "--limit", "2", "--out", str(tmp_path / "out")]
+    with alone(tmp_path / "out"):
+        assert main(arguments) == 2
+        assert "is being written by another run" in capsys.readouterr().err
+    assert main(arguments) == 0
 
 
 def test_another_model_another_picture_and_other_words_are_other_questions(tmp_path: Path) -> None:
