@@ -1,9 +1,6 @@
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +8,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 from torch.optim import SGD
 
 from finetune.__main__ import main
@@ -280,18 +276,6 @@ def test_data_that_changed_since_the_start_is_not_resumed_with(base: Path, data:
     (folder / "mine").mkdir()
     with pytest.raises(TrainingError, match="changed since"):
         train(run, folder / "mine", resume=True)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="torch runs several processes on POSIX only")
-def test_two_processes_learn_what_one_does(base: Path, data: Path, folder: Path) -> None:
-    arguments = command("instruct", base, data, "epochs=2", "micro_batch=2")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "finetune"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run([*launch, *arguments, "--name", "two"], check=True, env=environment, capture_output=True)
-    assert main([*arguments, "--name", "one"]) == 0
-    one, two = (load_file(folder / "runs" / name / "model.safetensors") for name in ("one", "two"))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, atol=1e-4, rtol=1e-3)
 
 
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
