@@ -50,13 +50,13 @@ def share_out(accelerator: Accelerator, model: nn.Module, recipe: Recipe) -> Non
             "A model that is shared out among devices learns without quantise, adamw8bit and feature_cache. Set "
             "quantise=none optimizer=adamw feature_cache=0, or launch with ddp.yaml: there every device has a copy."
         )
-    plugin = accelerator.state.fsdp_plugin
-    if plugin is not None:
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
         plugin.transformer_cls_names_to_wrap = [type(model.get_submodule("model.language_model.layers.0")).__name__]
         if accelerator.mixed_precision != "no":  # accelerate's own would round the loss, and sum gradients in 16 bits
             computed = next(dtype for dtype, name in ACCELERATE.items() if name == accelerator.mixed_precision)
             plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    else:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = recipe.micro_batch
         settings["gradient_clipping"] = recipe.gradient_clip

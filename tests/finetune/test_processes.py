@@ -40,12 +40,13 @@ from accelerate.utils import DistributedType
 from finetune.__main__ import main
 
 copies, shared_out, resumed, variables = map(json.loads, sys.argv[1:])
-assert main(copies) == 0
+def as_if_gpus():  # accelerate shares a model out among GPUs only; torch does it among processors too
+    AcceleratorState._reset_state()
+    PartialState().distributed_type = DistributedType.MULTI_GPU
 
-AcceleratorState._reset_state()
+assert main(copies) == 0
+as_if_gpus()
 os.environ.update(variables)
-# accelerate shares a model out among GPUs only; torch does it among processors too.
-PartialState().distributed_type = DistributedType.MULTI_GPU
 real, steps = finetune.train.take_step, []
 def counted(*positional, **named):
     steps.append(real)
@@ -54,8 +55,7 @@ def counted(*positional, **named):
     return real(*positional, **named)
 finetune.train.take_step = counted
 assert main(shared_out) == 130
-
-AcceleratorState._reset_state()
+as_if_gpus()
 assert main(resumed) == 0
 """
 
