@@ -84,8 +84,15 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)
     _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
-    examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=run.allow_refused)
-    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples)
+    learned, held_out = split(len(checked.examples), recipe.held_out, recipe.seed)
+    examples = Examples(
+        checked.examples,
+        processor,
+        max_length=recipe.max_length,
+        allowed=run.allow_refused,
+        held_out=held_out,
+    )
+    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, learned=learned)
     _learn(course, _resumed_step(course))
     if examples.skipped:
         accelerator.print(f"{examples.skipped} examples were skipped: a picture of theirs could not be read.")
@@ -159,7 +166,13 @@ def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe, computed: tor
 
 
 def _course(
-    run: Run, folder: Path, *, accelerator: Accelerator, model: LlavaForConditionalGeneration, examples: Examples
+    run: Run,
+    folder: Path,
+    *,
+    accelerator: Accelerator,
+    model: LlavaForConditionalGeneration,
+    examples: Examples,
+    learned: list[int],
 ) -> Course:
     recipe = run.recipe
     features = None
@@ -167,7 +180,7 @@ def _course(
         features = FeatureStore(folder.parent / "features" / tower_digest(model), recipe.feature_cache * 1e9)
     share_out(accelerator, model, recipe)
     wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), make_optimizer(model, recipe))
-    learned, held_out = split(len(examples), recipe.held_out, recipe.seed)
+    held_out = sorted(examples.held_out)
     course = Course(run, folder, accelerator, wrapped, optimizer, examples, learned, held_out, 0, features)
     per_epoch = _sampler(course).steps_per_epoch
     return replace(course, total=int(min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)))
@@ -247,6 +260,8 @@ def _evaluate(course: Course, step: int, log: Log) -> None:
             said = answers(llava, course.examples, course.held_out) if sharded or accelerator.is_main_process else []
     model.train()
     loss, tokens = accelerator.reduce(torch.tensor([loss, tokens], device=accelerator.device), "sum").tolist()
+    if not tokens:
+        return
     log.write(Evaluation(step, loss / tokens, said))
     if said and accelerator.is_main_process:
         tqdm.write(f"step {step}: held-out loss {loss / tokens:.3f}; {said[0].question!r}: {said[0].answer!r}")
