@@ -14,6 +14,7 @@ from finetune.__main__ import main
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, pad
 from finetune.data import Example, Examples, read_records
+from finetune.held_out import UNREADABLE, answers
 from finetune.optimise import learning_rate_at
 from finetune.packing import use_packed_attention
 from finetune.recipe import load_recipe, recipe_from
@@ -232,6 +233,12 @@ def test_bfloat16_and_gradient_checkpointing_train_too(base: Path, data: Path) -
     more = ("max_steps=1", "precision=bfloat16", "gradient_checkpointing=true")
     assert main(command("instruct", base, data, *more)) == 0
     assert load(find("mine"), "float32").model.lm_head.weight.isfinite().all()
+
+
+def test_a_held_out_picture_that_is_gone_is_said_to_be(base: Path, data: Path, folder: Path) -> None:
+    loaded, first = load(read_card(base), "float32"), read_records(data)[0]
+    examples = Examples((Example(first, (folder / "gone.png",), 0),), loaded.processor, max_length=512)
+    assert [said.answer for said in answers(loaded.model, examples, [0])] == [UNREADABLE]
 
 
 def test_a_finished_run_is_not_repeated(base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
