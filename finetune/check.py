@@ -153,13 +153,22 @@ class Inspector:
 
 
 class Writer:
-    """Writes the good records to NAME.clean.jsonl, and the others with their reasons to NAME.refused.jsonl."""
+    """Writes the good records to NAME.clean.jsonl, and the others with their reasons to NAME.refused.jsonl.
+
+    Makes the folder `out`. Raises DataError when nothing can be written there.
+    """
 
     def __init__(self, part: Part, out: Path) -> None:
         name = part.path.name if part.path.is_dir() else part.path.stem
         self.pictures = out / f"{name}.pictures"  # of datasets that hold them as bytes
-        self.clean = (out / f"{name}.clean.jsonl").open("w", encoding="utf-8")
-        self.refused = (out / f"{name}.refused.jsonl").open("w", encoding="utf-8")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self.clean = (out / f"{name}.clean.jsonl").open("w", encoding="utf-8")
+            self.refused = (out / f"{name}.refused.jsonl").open("w", encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"Nothing can be written to {out}: {error.strerror}. Give another folder as --out."
+            ) from error
 
     def accept(self, record: dict[str, Any]) -> None:
         """Write a good record; encoded pictures become files."""

@@ -23,9 +23,11 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
+from finetune.processes import is_sharded
 from finetune.recipe import Recipe, load_recipe, save_recipe
 from llava_app.checkpoints import CARD_NAME
 from llava_app.errors import TrainingError
@@ -103,17 +105,18 @@ def save_state(
     """Write all that the next steps depend on: float32 weights, optimiser, random numbers. Keeps the newest KEEP.
 
     Written beside its place and renamed, so a kill at any moment leaves whole states only. Every process calls this.
+    A model that is shared out among the processes is written by all of them, as accelerate does it.
     """
     temporary = folder / "state" / "partial"
     with writing(temporary):
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            weights = {name: weight.detach().contiguous() for name, weight in learning.items()}
-            save_file(weights, temporary / "weights.safetensors")
-            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-            if accelerator.scaler:
-                torch.save(accelerator.scaler.state_dict(), temporary / "scaler.pt")
+        accelerator.wait_for_everyone()
+        if is_sharded(accelerator):
+            accelerator.save_state(str(temporary))
+        elif accelerator.is_main_process:
+            _write(temporary, learning, optimizer, accelerator.scaler)
         accelerator.wait_for_everyone()
         torch.save(_random_states(), temporary / f"random-{accelerator.process_index}.pt")
         accelerator.wait_for_everyone()
@@ -123,8 +126,21 @@ def save_state(
             shutil.rmtree(old)
 
 
+def _write(folder: Path, learning: Mapping[str, Tensor], optimizer: Optimizer, scaler: GradScaler | None) -> None:
+    weights = {name: weight.detach().contiguous() for name, weight in learning.items()}
+    save_file(weights, folder / "weights.safetensors")
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    if scaler:
+        torch.save(scaler.state_dict(), folder / "scaler.pt")
+
+
 def load_state(state: Path, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator) -> None:
     """Put a saved state back into the weights, the optimiser and the random numbers. Raises TrainingError."""
+    if is_sharded(accelerator) == (state / "weights.safetensors").is_file():
+        raise TrainingError(f"{state} was saved by other processes. Resume with the accelerate config it started with.")
+    if is_sharded(accelerator):
+        accelerator.load_state(str(state))
+        return
     weights = load_file(state / "weights.safetensors")
     if weights.keys() != learning.keys():
         raise TrainingError(f"{state} holds other weights than this stage trains. Start a new run.")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import Subset
 from transformers import LlavaForConditionalGeneration
 
 from finetune.collate import StepCollator
@@ -12,11 +11,13 @@ from finetune.data import Examples
 from finetune.data.pictures import open_picture
 from finetune.supervision import SupervisedLoss
 from llava_app.conversation import Conversation, from_record
+from llava_app.errors import ImageError
 from llava_app.prompts import encode
 
 LEAST_SHARE = 20  # at most one example of so many is held out
 QUESTIONS = 3
 ANSWER_TOKENS = 48
+UNREADABLE = "(its picture cannot be read any more)"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # few shapes, seen once: compiling them would take longer
 def losses(
-    model: SupervisedLoss, examples: Subset, collator: StepCollator, *, places: Sequence[int]
+    model: SupervisedLoss, examples: Examples, collator: StepCollator, *, places: Sequence[int]
 ) -> tuple[float, int]:
-    """The summed loss of the examples at `places`, and over how many tokens."""
+    """The summed loss of the readable examples at `places`, and over how many tokens."""
     total, tokens = 0.0, 0
-    for batch in collator([examples[place] for place in places]) if places else ():
+    for batch in collator(examples.readable(places)):
         total += float(model(batch.to(model.llava.device)))
         tokens += batch.supervised
     return total, tokens
@@ -66,7 +67,10 @@ def answers(llava: LlavaForConditionalGeneration, examples: Examples, places: Se
 
 def _answer(llava: LlavaForConditionalGeneration, examples: Examples, place: int) -> Answer:
     example = examples.examples[place]
-    pictures = [open_picture(place) for place in example.images]
+    try:
+        pictures = [open_picture(place) for place in example.images]
+    except ImageError:
+        return Answer(example.record["conversations"][0]["value"], UNREADABLE, "")
     first = from_record(example.record, pictures).turns[0]
     encoded = encode(Conversation().ask(first.question, first.images), examples.processor, open_answer=True)
     pixels = encoded.pixel_values

@@ -71,7 +71,7 @@ class Memory:
     peak: float
 
 
-def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, context: float = 0.0) -> Memory:
+def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, gpu: bool) -> Memory:
     """What steps of `recipe` take whose forward passes are `row`, on one device that holds the whole model.
 
     Of gradients and activations the one grows while the other shrinks: they count together only where several
@@ -85,7 +85,7 @@ def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, context: float
     gradients = 4.0 * learning + number * adapters
     states = 2.0 * (learning + adapters) if recipe.optimizer == "adamw8bit" else 8.0 * learning + 2 * number * adapters
     weights = stored + number * adapters
-    per_layer = _kept_by_a_layer(size, recipe) * row.tokens
+    per_layer = _kept_by_a_layer(size, recipe, gpu=gpu) * row.tokens
     if recipe.gradient_checkpointing:
         activations = _number(recipe) * size.width * row.tokens * size.layers + per_layer
     else:
@@ -93,6 +93,7 @@ def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, context: float
     activations += _outside_the_layers(size, recipe, row)
     logits = float(SOFTMAX * row.supervised * size.vocabulary)
     copies = _copies(size, recipe)
+    context = CUDA_CONTEXT if gpu else 0.0
     backward = 4.0 * row.tokens * 4 * size.inner  # gradients inside one layer
     start = activations + copies + max(logits, backward) + (gradients if recipe.accumulation > 1 else 0)
     peak = weights + states + context + max(start, gradients + backward)
@@ -137,7 +138,7 @@ def main(arguments: list[str]) -> int:
     if options.data:
         text, examples = _measure(options.data, options.images, recipe.stage)
     row = row_of(size, recipe, text)
-    memory = plan_memory(config, recipe, row, context=0.0 if device.name == "this processor" else CUDA_CONTEXT)
+    memory = plan_memory(config, recipe, row, gpu=device.name != "this processor")
     usual = size.patches + text
     flops = model_flops(size, recipe, Row(1, usual, 1, text))
     print(f"{named.name} on {device.name} ({device.flops / 1e12:.2f} TFLOP/s at most: {device.source})")
@@ -182,20 +183,20 @@ def _number(recipe: Recipe) -> int:
     return 4 if recipe.precision == "float32" or "language_model" in whole_parts(recipe) else 2
 
 
-def _kept_by_a_layer(size: Sizes, recipe: Recipe) -> float:
+def _kept_by_a_layer(size: Sizes, recipe: Recipe, *, gpu: bool) -> float:
     """Bytes per token that one layer of the language model keeps for its backward pass.
 
     Both norms keep what they read, in float32, and what they made of it where they learn. Attention keeps queries,
     keys, values and its result; the feed-forward part keeps gate, its activation and the other factor. A matrix keeps
     what it reads where it learns, and under autocast each of them a copy of its own; an adapter keeps what it reads and
-    which of it was dropped (a byte each, as on a GPU; a CPU keeps four).
+    which of it was dropped, a byte each; a CPU keeps what it was multiplied by.
     """
     half = recipe.precision == "bfloat16"
     number = 2 if half else 4
     kept = 8.0 * size.width + number * (2 * size.queries + 2 * size.keys + 3 * size.inner)
     reads = 3 * size.width + size.queries + 2 * size.width + size.inner  # of the seven matrices
     if recipe.lora_rank:
-        return kept + (number + 1) * reads + 7 * recipe.lora_rank * number
+        return kept + (number + (1 if gpu else 4)) * reads + 7 * recipe.lora_rank * number
     if recipe.stage == "instruct":
         kept += 8.0 * size.width + number * (reads if half else reads - 3 * size.width)
     return kept

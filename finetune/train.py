@@ -31,6 +31,7 @@ from finetune.log import Log
 from finetune.optimise import learning_rate_at, make_optimizer, set_rate
 from finetune.output import Output
 from finetune.packing import use_packed_attention
+from finetune.processes import even, gathered, is_sharded, over_processes, share_out
 from finetune.recipe import Recipe
 from finetune.stages import apply_stage, describe, trainable
 from finetune.supervision import SupervisedLoss
@@ -84,8 +85,15 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)
     _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
-    examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=run.allow_refused)
-    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples)
+    learned, held_out = split(len(checked.examples), recipe.held_out, recipe.seed)
+    examples = Examples(
+        checked.examples,
+        processor,
+        max_length=recipe.max_length,
+        allowed=run.allow_refused,
+        held_out=held_out,
+    )
+    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, learned=learned)
     _learn(course, _resumed_step(course))
     if examples.skipped:
         accelerator.print(f"{examples.skipped} examples were skipped: a picture of theirs could not be read.")
@@ -110,11 +118,14 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
     """
     accelerator, last = course.accelerator, len(batches) - 1
     loss = torch.zeros((), device=accelerator.device)
+    set_rate(course.optimizer, rate)
     for place, batch in enumerate(batches):
+        accelerator.sync_gradients = place == last
         if course.features:
             with accelerator.autocast():
                 batch = course.features.fill(batch, course.llava)
-        with accelerator.no_sync(course.model) if place < last else nullcontext():
+        apart = place < last and not is_sharded(accelerator)  # shared out, unsummed gradients would take too much room
+        with accelerator.no_sync(course.model) if apart else nullcontext():
             part = course.model(batch.to(accelerator.device)) / supervised
             accelerator.backward(part * accelerator.num_processes)
         loss += part.detach()
@@ -124,7 +135,6 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
         raise TrainingError(
             f"the loss is {value} and the gradient's norm {norm}. Lower learning_rate ({rate:g} here) and start anew."
         )
-    set_rate(course.optimizer, rate)
     course.optimizer.step()
     course.optimizer.zero_grad()
     return value, norm
@@ -157,14 +167,21 @@ def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe, computed: tor
 
 
 def _course(
-    run: Run, folder: Path, *, accelerator: Accelerator, model: LlavaForConditionalGeneration, examples: Examples
+    run: Run,
+    folder: Path,
+    *,
+    accelerator: Accelerator,
+    model: LlavaForConditionalGeneration,
+    examples: Examples,
+    learned: list[int],
 ) -> Course:
     recipe = run.recipe
     features = None
     if recipe.feature_cache:
         features = FeatureStore(folder.parent / "features" / tower_digest(model), recipe.feature_cache * 1e9)
+    share_out(accelerator, model, recipe)
     wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), make_optimizer(model, recipe))
-    learned, held_out = split(len(examples), recipe.held_out, recipe.seed)
+    held_out = sorted(examples.held_out)
     course = Course(run, folder, accelerator, wrapped, optimizer, examples, learned, held_out, 0, features)
     per_epoch = _sampler(course).steps_per_epoch
     return replace(course, total=int(min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)))
@@ -236,14 +253,18 @@ def _evaluate(course: Course, step: int, log: Log) -> None:
     accelerator, llava = course.accelerator, course.llava
     model = accelerator.unwrap_model(course.model)
     rest(model)
-    share = course.held_out[accelerator.process_index :: accelerator.num_processes]
+    sharded = is_sharded(accelerator)
+    share = course.held_out if sharded else course.held_out[accelerator.process_index :: accelerator.num_processes]
     with accelerator.autocast():
         loss, tokens = losses(model, course.examples, _collator(course), places=share)
-        said = answers(llava, course.examples, course.held_out) if accelerator.is_main_process else []
+        with gathered(model):
+            said = answers(llava, course.examples, course.held_out) if sharded or accelerator.is_main_process else []
     model.train()
     loss, tokens = accelerator.reduce(torch.tensor([loss, tokens], device=accelerator.device), "sum").tolist()
+    if not tokens:
+        return
     log.write(Evaluation(step, loss / tokens, said))
-    if said:
+    if said and accelerator.is_main_process:
         tqdm.write(f"step {step}: held-out loss {loss / tokens:.3f}; {said[0].question!r}: {said[0].answer!r}")
 
 
@@ -257,24 +278,19 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
         tokens = sum(batch.tokens for batch in batches)
         samples = sum(len(batch.lengths) for batch in batches)
         flops = int(step_flops(size, recipe, batches))
-        supervised, tokens, samples, flops = _over_processes(accelerator, supervised, tokens, samples, flops)
+        supervised, tokens, samples, flops = over_processes(accelerator, supervised, tokens, samples, flops)
         rate = learning_rate_at(step, course.total, recipe)
         try:
-            loss, norm = take_step(course, batches, supervised=supervised, rate=rate)
+            loss, norm = take_step(course, even(accelerator, batches), supervised=supervised, rate=rate)
         except TrainingError as error:
             raise TrainingError(f"Step {step} of {course.total}: {error}") from error
-        (asked,) = _over_processes(accelerator, int(stop.asked))
+        (asked,) = over_processes(accelerator, int(stop.asked))
         now = time.perf_counter()
         seconds = now - before
         used = mfu(flops, seconds, device, devices=accelerator.num_processes) if device else None
         speed = (tokens / seconds, samples / seconds, now - began)
         yield Figures(step, loss, rate, norm, *speed, memory_held(), used), asked > 0
         before = time.perf_counter()  # what is measured and saved between two steps is not the steps' time
-
-
-def _over_processes(accelerator: Accelerator, *counts: int) -> list[int]:
-    """The sums of counts over all processes."""
-    return accelerator.reduce(torch.tensor(counts, device=accelerator.device), "sum").tolist()
 
 
 def _save_state(course: Course, step: int) -> None:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -91,9 +92,19 @@ class Job:
         return "stopped" if self.exit_code is None or self.exit_code in STOPPED else "failed"
 
     def stop(self) -> None:
-        """Ask its processes to end: they save first. Returns at once."""
-        if self.is_alive:
-            os.killpg(_read(self.folder / "job" / "process.json")["pid"], signal.SIGTERM)
+        """Ask its processes to end: they save first, but on Windows, where none can be asked. Returns at once."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+
+    def processes(self) -> list[psutil.Process]:
+        """Its process and those that it started; none when it has ended."""
+        if not self.is_alive:
+            return []
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(_read(self.folder / "job" / "process.json")["pid"])
+            return [process, *process.children(recursive=True)]
+        return []
 
 
 class Jobs:

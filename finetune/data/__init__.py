@@ -94,8 +94,8 @@ class Checked:
 class Examples(Dataset[Encoded]):
     """Examples encoded when asked for: pictures are opened then, and texts cut to `max_length` tokens.
 
-    Where a picture cannot be read, the next example of its kind comes instead, so that every step has its examples.
-    More than the fraction `allowed` of such examples raises DataError.
+    Where a picture cannot be read, the next example of its kind comes instead, so that every step has its examples;
+    never one of `held_out`. More than the fraction `allowed` of such examples raises DataError.
     """
 
     def __init__(
@@ -105,8 +105,10 @@ class Examples(Dataset[Encoded]):
         *,
         max_length: int,
         allowed: float = MOST_REFUSED,
+        held_out: Iterable[int] = (),
     ) -> None:
         self.examples = examples
+        self.held_out = frozenset(held_out)
         self.processor = processor
         self.max_length = max_length
         self.allowed = allowed
@@ -124,13 +126,15 @@ class Examples(Dataset[Encoded]):
         for place in range(len(self)):
             number = (index + place) % len(self)
             example = self.examples[number]
-            if self._unreadable[number] or (place and not example.images):
+            if place and (number in self.held_out or not example.images):
                 continue
-            try:
-                return self._encoded(example)
-            except ImageError as error:
-                self._skip(number, error)
+            if encoded := self._read(number, example):
+                return encoded
         raise DataError(self._complaint())
+
+    def readable(self, places: Iterable[int]) -> list[Encoded]:
+        """The examples at `places`, without those whose pictures cannot be read."""
+        return [encoded for place in places if (encoded := self._read(place, self.examples[place]))]
 
     def watch(self, steps: Iterable[Any]) -> Iterator[Any]:
         """The steps that a loader makes of these examples. An error of the loader's processes comes without a trace."""
@@ -138,6 +142,15 @@ class Examples(Dataset[Encoded]):
             yield from steps
         except DataError as error:
             raise DataError(self._complaint() if self.skipped else str(error)) from error
+
+    def _read(self, number: int, example: Example) -> Encoded | None:
+        if self._unreadable[number]:
+            return None
+        try:
+            return self._encoded(example)
+        except ImageError as error:
+            self._skip(number, error)
+            return None
 
     def _encoded(self, example: Example) -> Encoded:
         pictures = [open_picture(place) for place in example.images]
@@ -147,7 +160,7 @@ class Examples(Dataset[Encoded]):
 
     def _skip(self, number: int, error: ImageError) -> None:
         self._unreadable[number] = True
-        logger.warning("Skipped, and the next example taken instead: %s", error)
+        logger.warning("Skipped: %s", error)
         if self.skipped > self.allowed * len(self):
             raise DataError(self._complaint())
 

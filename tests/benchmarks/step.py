@@ -127,7 +127,7 @@ def plan(material: Material, name: str) -> float:
     recipe = load_recipe("memeworld_instruct", overrides(name))
     share = recipe.micro_batch / EXAMPLES
     row = Row(*(int(value * share) for value in vars(material.row).values()))
-    return plan_memory(config_of(read_card(material.large)), recipe, row).peak
+    return plan_memory(config_of(read_card(material.large)), recipe, row, gpu=False).peak
 
 
 def measure(material: Material, name: str) -> float:

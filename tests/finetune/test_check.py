@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_a_report_says_what_is_wrong_and_both_files_are_written(
     assert "damaged" in refused[0]["details"]
     assert main(["check", str(mixed.parent / "mixed.clean.jsonl")]) == 0
     assert "6 records: 6 good, 0 refused" in capsys.readouterr().out
+
+
+def test_the_folder_of_the_written_files_is_made(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(mixed), "--out", str(tmp_path / "new" / "folder")]) == 0
+    assert len(read_records(tmp_path / "new" / "folder" / "mixed.clean.jsonl")) == 6
+    assert main(["check", str(mixed), "--out", str(mixed)]) == 2
+    assert re.search(
+        r"Nothing can be written to .*mixed.json: .* Give another folder as --out", capsys.readouterr().err
+    )
 
 
 def test_lengths_with_a_base_are_those_of_training(mixed: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,13 +200,15 @@ def test_examples_can_be_cut_and_chosen(data: Path, processor: ProcessorMixin) -
 class Unreadable:
     """Twenty examples whose pictures are taken away one by one, as a disk that fails."""
 
-    def __init__(self, data: Path, folder: Path, processor: ProcessorMixin, *, allowed: float) -> None:
+    def __init__(
+        self, data: Path, folder: Path, processor: ProcessorMixin, *, allowed: float, held_out: tuple[int, ...] = ()
+    ) -> None:
         self.folder = folder
         for place in range(20):
             shutil.copy(data.parent / "0.png", folder / f"{place}.png")
         records = [record(str(n), ["Which colour?", f"Red {n}."], [f"{n}.png"]) for n in range(20)]
         result = checked(write(folder, *records, record("text", ["Hi?", "Hi."])), processor)
-        self.examples = Examples(result.examples, processor, max_length=512, allowed=allowed)
+        self.examples = Examples(result.examples, processor, max_length=512, allowed=allowed, held_out=held_out)
 
     def lose(self, *numbers: int) -> None:
         for number in numbers:
@@ -226,6 +228,14 @@ def test_a_picture_that_cannot_be_read_is_skipped_and_counted_once(
     assert broken.answer(19) == " Red 0.</s>"  # not the text, which is of another kind
     assert broken.examples.skipped == 3
     assert caplog.text.count("Skipped") == 3
+
+
+def test_a_held_out_example_never_stands_in_for_another(data: Path, tmp_path: Path, processor: ProcessorMixin) -> None:
+    broken = Unreadable(data, tmp_path, processor, allowed=0.2, held_out=(4, 5))
+    broken.lose(3, 5)
+    assert broken.answer(3) == " Red 6.</s>"
+    assert [len(broken.examples.readable(places)) for places in ((4,), (4, 5), (5,))] == [1, 1, 0]  # nor it another one
+    assert broken.examples.skipped == 2
 
 
 def test_too_many_pictures_that_cannot_be_read_stop_the_run(

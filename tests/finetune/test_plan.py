@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -85,23 +84,22 @@ def test_the_planned_activations_are_those_that_autograd_keeps(how: tuple[str, .
 
     with saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", enabled=precision == "bfloat16"):
         loss = step(model)
-    planned = plan_memory(small(), recipe, ROW)
+    planned = plan_memory(small(), recipe, ROW, gpu=False)
     logits = ROW.supervised * 512 * 4.0  # of the planned 12 bytes, those that are kept
-    dropped = sum(module.in_features for module in model.modules() if isinstance(module, LoraLayer)) * ROW.tokens
-    measured = sum(storage.nbytes() for storage in kept.values()) - 3 * dropped  # 4 bytes on a CPU, 1 on a GPU
+    measured = sum(storage.nbytes() for storage in kept.values())
     assert planned.activations + planned.copies + logits == pytest.approx(measured, rel=0.15)
     assert loss.isfinite()
 
 
 def test_seven_billion_take_what_is_known_of_them() -> None:
     config, full = base_config("7b"), load_recipe("llava15_7b_instruct")
-    memory = plan_memory(config, full, row_of(sizes(config), full, USUAL["instruct"]))
+    memory = plan_memory(config, full, row_of(sizes(config), full, USUAL["instruct"]), gpu=True)
     learning = 7_063_427_072 - 303_507_456  # the published port's parameters but the tower's
     assert memory.weights == 4 * learning + 2 * 303_507_456
     assert memory.gradients == 4 * learning
     assert memory.optimiser == 2 * memory.gradients
     align = load_recipe("llava15_7b_align")
-    frozen = plan_memory(config, align, row_of(sizes(config), align, USUAL["align"]))
+    frozen = plan_memory(config, align, row_of(sizes(config), align, USUAL["align"]), gpu=True)
     assert frozen.weights == 4 * 20_979_712 + 2 * (7_063_427_072 - 20_979_712)
     lora = load_recipe("llava15_7b_lora")
     assert lora.lora_rank * sizes(config).adapter_sides * sizes(config).layers == 319_815_680
@@ -111,7 +109,7 @@ def test_seven_billion_take_what_is_known_of_them() -> None:
 def test_a_preset_fits_into_the_memory_of_its_name(name: str, room: float) -> None:
     recipe = load_recipe(name)
     row = row_of(sizes(base_config("7b")), recipe, USUAL["instruct"])
-    assert plan_memory(base_config("7b"), recipe, row, context=0.6e9).peak < 0.9 * room
+    assert plan_memory(base_config("7b"), recipe, row, gpu=True).peak < 0.9 * room
 
 
 def test_there_is_a_preset_for_each_of_the_usual_sizes() -> None:
@@ -121,9 +119,9 @@ def test_there_is_a_preset_for_each_of_the_usual_sizes() -> None:
 def test_what_saves_memory_saves_memory() -> None:
     config, recipe = base_config("7b"), load_recipe("llava15_7b_instruct", ["gradient_checkpointing=false"])
     row = row_of(sizes(config), recipe, 200)
-    plain = plan_memory(config, recipe, row).peak
+    plain = plan_memory(config, recipe, row, gpu=True).peak
     for change in ({"gradient_checkpointing": True}, {"optimizer": "adamw8bit"}, {"lora_rank": 16}):
-        assert plan_memory(config, replace(recipe, **change), row).peak < plain
+        assert plan_memory(config, replace(recipe, **change), row, gpu=True).peak < plain
 
 
 def test_mfu_is_the_share_of_the_peak() -> None:
