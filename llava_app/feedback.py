@@ -8,11 +8,12 @@ FOLDER/pictures/       the pictures of both, each once
 import json
 import os
 import secrets
-import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from llava_app.conversation import Conversation, to_record
 from llava_app.errors import DataError
@@ -23,12 +24,11 @@ RECORDS = {"up": "records.jsonl", "corrected": "records.jsonl", "down": "dislike
 
 
 class Feedback:
-    """The feedback in one folder. For any thread of one process."""
+    """The feedback in one folder, which several pages may share. For any thread."""
 
     def __init__(self, folder: Path, *, most_bytes: int = MOST_BYTES) -> None:
         self.folder = folder
         self._most_bytes = most_bytes
-        self._lock = threading.Lock()
 
     def keep(
         self, conversation: Conversation, vote: str, *, model: str, answer: str = "", replaces: str | None = None
@@ -43,7 +43,8 @@ class Feedback:
         record = to_record(conversation, identifier, [_file_name(picture) for picture in conversation.pictures])
         about = {"vote": vote, "model": model, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         record["feedback"] = about | ({"answer": answer} if vote == "corrected" else {})
-        with self._lock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
             self._check_room()
             for picture in conversation.pictures:
                 self._keep_picture(picture)
@@ -70,7 +71,6 @@ class Feedback:
 
     def _append(self, path: Path, record: dict[str, Any]) -> None:
         """One line in one write, so that a reader never sees half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(record, ensure_ascii=False) + "\n"
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -11,7 +11,8 @@ def start_log(*, as_json: bool) -> None:
     """Write the app's messages to stderr from now on, one line each, or `as_json` one object each."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if as_json else _Plain())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("llava_app").setLevel(logging.INFO)
 
 

@@ -2,6 +2,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,6 +106,28 @@ def test_a_fault_is_told_with_an_id_that_finds_it_in_the_log(caplog: pytest.LogC
     assert identifier in caplog.text
     assert "secret path" in caplog.text
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(None, "stop"), (ContextError("too long"), "ContextError"), (RuntimeError(), "fault")]
+)
+def test_the_log_accounts_for_every_question(
+    error: Exception | None, outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = [Piece("A ", tokens=1), Piece("joke.", None if error else "stop", 3)]
+    with caplog.at_level(logging.INFO), suppress(UserError):
+        list(reply(ScriptedEngine(script, error), ASKED, Sampling()))
+    account = caplog.records[-1].account  # type: ignore[attr-defined]
+    assert (account.outcome, account.tokens, account.turns, account.model) == (outcome, 3, 1, "Scripted")
+    assert account.seconds >= account.seconds_to_first >= 0
+
+
+def test_an_answer_that_nobody_reads_on_is_accounted_for(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        answer = reply(ScriptedEngine([Piece("A ", tokens=1), Piece("joke.", "stop", 3)]), ASKED, Sampling())
+        next(answer)
+        answer.close()
+    assert caplog.records[-1].account.outcome == "left"  # type: ignore[attr-defined]
 
 
 def test_a_real_engine_answers_and_the_conversation_goes_on(tiny_loaded: Loaded) -> None:

@@ -8,6 +8,7 @@ from finetune.data import check, read_records
 from finetune.data.records import image_names
 from finetune.recipe import load_recipe
 from llava_app.conversation import Conversation, from_record
+from llava_app.errors import DataError
 from llava_app.feedback import Feedback, judged
 from llava_app.images import Picture, open_image
 
@@ -69,3 +70,12 @@ def test_every_line_is_whole_json(tmp_path: Path, talk: Conversation) -> None:
     feedback.keep(talk, "down", model="Tiny", replaces=feedback.keep(talk, "up", model="Tiny"))
     _, line = (tmp_path / "records.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert from_record(json.loads(line)).turns[0].question == "a\nb\u2028c <image>"
+
+
+def test_a_full_folder_takes_no_more_and_keeps_what_it_has(tmp_path: Path, talk: Conversation) -> None:
+    Feedback(tmp_path).keep(talk, "up", model="Tiny")
+    kept = (tmp_path / "records.jsonl").read_text(encoding="utf-8")
+    with pytest.raises(DataError, match=r"holds 0\.0 GB; the limit is 1e-07"):
+        Feedback(tmp_path, most_bytes=100).keep(talk, "down", model="Tiny")
+    assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == kept
+    assert not (tmp_path / "disliked.jsonl").exists()

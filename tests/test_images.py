@@ -87,6 +87,14 @@ def test_metadata_is_dropped() -> None:
     assert dict(image.getexif()) == {}
 
 
+def test_a_picture_that_many_people_send_is_in_memory_once() -> None:
+    file = BytesIO()
+    Image.new("RGB", (30, 20), "teal").save(file, "PNG")
+    first, second = open_image(file.getvalue(), "a.png"), open_image(file.getvalue(), "b.png")
+    assert first.image is second.image
+    assert (first.name, second.name) == ("a.png", "b.png")
+
+
 def test_damaged_exif_does_not_spoil_a_sound_picture() -> None:
     for damage in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0"):
         with warnings.catch_warnings():

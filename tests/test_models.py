@@ -7,7 +7,7 @@ import pytest
 from llava_app.checkpoints import Card, Outlook, write_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
-from llava_app.errors import ModelError
+from llava_app.errors import BusyError, ModelError
 from llava_app.ui.models import Models, Ready
 
 PATIENCE = 30  # s
@@ -76,6 +76,26 @@ def test_an_engine_can_be_looked_at_once_it_is_loaded(models: Models) -> None:
     assert engine.card == card("big")
     open_and_return(models, card("broken"))
     assert models.loaded(card("broken")) is None
+
+
+def test_its_state_follows_what_is_loaded(models: Models, tmp_path: Path) -> None:
+    assert Models(pytest.fail, pytest.fail, runs=tmp_path).state == "loading"
+    open_and_return(models, card("first"))
+    assert models.state == "ready"
+    assert [*models.engines()] == ["first"]
+    hopeless = Models(pytest.fail, lambda: (card("broken"), ""), runs=tmp_path)
+    hopeless.first.set_exception(ModelError("There is none."))
+    assert hopeless.state == "failed"
+
+
+def test_at_the_end_nothing_is_lent_any_more_and_answers_have_so_long(models: Models, loaded: list[Silent]) -> None:
+    with models.lend(card("big")) as ready:
+        ready.result(PATIENCE)
+        models.close(0.1)
+        assert [engine.closed for engine in loaded] == [True, True]
+    assert models.state == "closing"
+    with pytest.raises(BusyError, match="about to start anew"), models.lend(card("big")):
+        pass
 
 
 def test_two_tabs_share_one_engine(models: Models, loaded: list[Silent]) -> None:

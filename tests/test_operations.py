@@ -37,6 +37,20 @@ def app(runs: Path) -> Iterator[App]:
         yield app
 
 
+@pytest.fixture
+def jobs(runs: Path) -> Iterator[Jobs]:
+    """The jobs of the app; afterwards none of them runs."""
+    jobs = Jobs(runs)
+    yield jobs
+    deadline = time.monotonic() + PATIENCE
+    for job in jobs.all():
+        job.stop()
+        while job.is_alive:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    jobs.all()  # lets go of them
+
+
 async def ask(tab: Tab, question: str, tokens: int, **how: Any) -> Heard:
     picture = await tab.upload(MEME.read_bytes(), "meme.png")
     box = {"text": question, "files": [picture]}
@@ -103,7 +117,7 @@ def test_health_figures_log_and_an_end_that_cuts_nobody_short(app: App, runs: Pa
     assert list((runs / "uploads").iterdir()) == []
 
 
-def test_a_killed_app_leaves_runs_feedback_and_uploads_in_order(app: App, runs: Path, tmp_path: Path) -> None:
+def test_a_killed_app_leaves_everything_in_order(app: App, runs: Path, jobs: Jobs, tmp_path: Path) -> None:
     command = ("memeworld", "data", f"--folder={tmp_path}", "--pictures=1000000")  # runs until it is stopped
 
     async def visit() -> None:
@@ -118,19 +132,17 @@ def test_a_killed_app_leaves_runs_feedback_and_uploads_in_order(app: App, runs: 
             app.process.kill()
             await asyncio.gather(*voting)
 
-    job = Jobs(runs).start("mine", "instruct", (command,))
+    jobs.start("mine", "instruct", (command,))
     run(visit())
     app.process.wait(PATIENCE)
     records = [line for file in (runs / "feedback").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert len(records) >= 4
-    for line in records:
-        record = json.loads(line)
-        assert from_record(record).turns[0].question == "What is the joke?"
-        open_image(runs / "feedback" / record["image"])
+    for record in map(json.loads, records):
+        picture = open_image(runs / "feedback" / record["image"])
+        assert from_record(record, [picture]).turns[0].question == "What is the joke?"
     (left,) = (runs / "uploads").iterdir()
     os.utime(left, (0, 0))  # long ago
     with running("--runs", str(runs), "--model", "endless", log=runs / "again.log") as again:
         assert [(found.name, found.state) for found in Jobs(runs).all()] == [("mine", "running")]
         assert not left.exists()
         assert httpx.get(again.address).status_code == httpx.codes.OK
-    job.stop()

@@ -174,6 +174,7 @@ def open_page(
     extra = routes(models) if metrics else []
     limits = PUBLIC if public else LOCAL
     _serve(page, host=host, port=port, mcp=mcp, limits=limits, passwords=passwords, extra=extra)
+    uploads.settle()
     uploads.watch()
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
     serve_until_told(page, models)

@@ -31,9 +31,12 @@ class Uploads:
         self._own: set[Path] = set()
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
 
-    def watch(self) -> None:
-        """Keep the bound from now on; what lies there already belongs to the page itself and stays."""
+    def settle(self) -> None:
+        """What lies there now belongs to the page itself and stays."""
         self._own = set(_files(self.folder))
+
+    def watch(self) -> None:
+        """Keep the bound from now on, and show other pages that this one is alive."""
         Thread(target=self._watch, name="uploads", daemon=True).start()
 
     def bound(self) -> None:

@@ -1,0 +1,40 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from llava_app.ui.uploads import LEFT, Uploads
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # set back afterwards
+
+
+def write(folder: Path, name: str, *, age: float) -> Path:
+    path = folder / name / "file.png"
+    path.parent.mkdir()
+    path.write_bytes(bytes(100))
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_the_folder_of_a_process_that_is_gone_is_removed_and_that_of_another_page_stays(tmp_path: Path) -> None:
+    left, other = Uploads(tmp_path).folder, Uploads(tmp_path).folder
+    write(left, "a", age=0)
+    os.utime(left, (time.time() - LEFT - 1,) * 2)
+    own = Uploads(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([other, own.folder])
+    assert os.environ["GRADIO_TEMP_DIR"] == str(own.folder)
+    own.remove()
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_the_oldest_uploads_go_first_and_what_the_page_shows_itself_stays(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path, most_bytes=250)
+    icon = write(uploads.folder, "icon", age=1000)
+    uploads.settle()
+    files = [write(uploads.folder, str(age), age=age) for age in (30, 20, 10, 0)]
+    uploads.bound()
+    assert [path.exists() for path in (icon, *files)] == [True, False, False, True, True]
