@@ -1,8 +1,8 @@
 """A model on ZeroGPU, where Hugging Face lends a Space a GPU for the seconds of one answer.
 
-Its package `spaces`, which is there on a Space alone, makes the thread that imports it believe that there is a GPU. What
-that thread has moved onto it before the page opens is really there in a fork of this process, in which an answer is
-written. So the model is loaded here, not in the process of `engine.process`, and by the main thread.
+Its package `spaces`, which is there on a Space alone, makes the thread that imports it believe that there is a GPU.
+What that thread has moved onto it before the page opens is really there in a fork of this process, in which an answer
+is written. So the model is loaded here, not in the process of `engine.process`, and by the main thread.
 """
 
 from collections.abc import Iterator
