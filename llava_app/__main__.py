@@ -1,4 +1,4 @@
-"""python -m llava_app VERB: ask, caption, doctor, lens."""
+"""python -m llava_app VERB: ask, caption, doctor, lens, space."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ VERBS = {
     "ask": 'pictures and a question: ask cat.png "What is funny?"',
     "caption": "describe every picture of a folder",
     "lens": "how much of the context a picture takes, and where a model's parameters are",
+    "space": "the page, and a model of yours, as a Space on Hugging Face",
     "doctor": "what this machine has, what the app makes of it, and what to mend",
 }
 

@@ -25,6 +25,7 @@ class Limits:
     characters: int  # in a question
     new_tokens: int  # of an answer
     requests: int  # of a visitor in a minute, of those that change something (POST)
+    open: int  # requests of a visitor at the same time; a tab holds two
     body: int  # bytes of a request
 
 
@@ -37,6 +38,7 @@ LOCAL = Limits(
     characters=20_000,
     new_tokens=2048,
     requests=30_000,
+    open=1_000,
     body=1_000_000_000,
 )
 # A tab of the page sends some 24 requests a minute by itself, and a class of thirty may share one address.
@@ -49,6 +51,7 @@ PUBLIC = Limits(
     characters=4_000,
     new_tokens=512,
     requests=1_200,
+    open=200,
     body=64_000_000,
 )
 

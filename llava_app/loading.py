@@ -70,8 +70,15 @@ class Shelf:
         give_back()
 
 
-def load(card: Card, precision: str = "auto", *, share: float = 1.0, shelf: Shelf | None = None) -> Loaded:
-    """Load the model of `card` onto the best device of this machine, in a share of its free memory.
+def load(
+    card: Card,
+    precision: str = "auto",
+    *,
+    share: float = 1.0,
+    shelf: Shelf | None = None,
+    device: torch.device | None = None,
+) -> Loaded:
+    """Load the model of `card` onto `device`, or the best one of this machine, in a share of its free memory.
 
     Weights that are on the `shelf` are shared instead.
 
@@ -87,7 +94,7 @@ def load(card: Card, precision: str = "auto", *, share: float = 1.0, shelf: Shel
         card = replace(read_card(folder), name=card.name, source=card.source, kind="hub")
     base = base_of(card, folder)
     source = folder_of(base) if base else folder
-    device, shelf = best_device(), shelf or Shelf()
+    device, shelf = device or best_device(), shelf or Shelf()
     precision, why = choose_precision(precision, source, device=device)
     weights = shelf.find(source, precision)
     try:

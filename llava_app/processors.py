@@ -79,11 +79,7 @@ def make_processor(
     Raises ModelError for an unknown vision tower or template, or a mode that is not the model's.
     """
     kind, tower = _kind(config), _tower(config)
-    if image_mode not in kind.image_modes:
-        raise ModelError(
-            f"A {config.model_type} model cannot see pictures in the mode {image_mode}; "
-            f"choose {' or '.join(kind.image_modes)}."
-        )
+    _check_mode(config, image_mode)
     settings = kind.settings(config, image_mode)
     image_processor = kind.image_processor(image_mean=tower.mean, image_std=tower.std, **settings)
     return _join(config, tokenizer, image_processor=image_processor, chat_template=template_text(template_name))
@@ -95,12 +91,23 @@ def load_processor(folder: Path, card: Card, *, config: PretrainedConfig) -> Pro
     if card.kind == "hub" and card.template != OWN:
         # Neither the published chat template nor its cropping is what LLaVA was trained with: ours replace them.
         return make_processor(config, tokenizer, image_mode=card.image_mode, template_name=card.template)
+    if card.image_mode != OWN:
+        _check_mode(config, card.image_mode)
     mode = {"do_pad": card.image_mode == "pad"} if card.image_mode in ("pad", "crop") else {}
     image_processor = _kind(config).image_processor.from_pretrained(folder, **mode)
     chat_template = _own_template(folder)
     if chat_template is None:
         raise FileNotFoundError("it has no chat_template.jinja")
     return _join(config, tokenizer, image_processor=image_processor, chat_template=chat_template)
+
+
+def _check_mode(config: PretrainedConfig, image_mode: str) -> None:
+    kind = _kind(config)
+    if image_mode not in kind.image_modes:
+        raise ModelError(
+            f"A {config.model_type} model cannot see pictures in the mode {image_mode}; "
+            f"choose {' or '.join(kind.image_modes)}."
+        )
 
 
 def template_note(folder: Path, card: Card) -> str:

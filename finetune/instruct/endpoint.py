@@ -43,7 +43,7 @@ class EndpointTeacher:
             usage = Usage(used.prompt_tokens, used.completion_tokens) if used else self.most(task)
             return Reply(choice.message.content or "", choice.finish_reason or "stop", usage)
         except openai.APIStatusError as error:
-            raise _status_error(error, self.name) from error
+            raise _status_error(error, self.name, key=self.client.api_key) from error
         except openai.APIConnectionError as error:
             unheard = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
             raise NoReply(f"no answer: {error.message}", again=True, billed=not unheard) from error
@@ -51,10 +51,11 @@ class EndpointTeacher:
             raise NoReply("an answer that is not in the OpenAI format", again=True, billed=True) from error
 
 
-def _status_error(error: openai.APIStatusError, model: str) -> Exception:
+def _status_error(error: openai.APIStatusError, model: str, *, key: str) -> Exception:
     if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
+        said = error.message.replace(key, "…")[:200]  # some servers repeat the key
         return TeacherError(
-            f"The server refuses {model} with {error.status_code}: {error.message[:200]}. "
+            f"The server refuses {model} with {error.status_code}: {said}. "
             "Check OPENAI_API_KEY, OPENAI_BASE_URL, the model's name and what your account has left."
         )
     again = error.status_code in (408, 409, 429) or error.status_code >= 500

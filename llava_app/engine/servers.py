@@ -28,7 +28,8 @@ class Server:
         """`address` ends in /v1; #NAME after it adds a model that the server hosts but does not list."""
         url, _, named = address.partition("#")
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise UserError(f"“{address}” is no address of a server. Write it like http://host:8000/v1.")
+            shown = address.rpartition("@")[2]  # without a password
+            raise UserError(f"“{shown}” is no address of a server. Write it like http://host:8000/v1.")
         self.name = urlsplit(url).netloc.rpartition("@")[2]
         self.models: tuple[str, ...] = ()
         self.running = 0

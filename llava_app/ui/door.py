@@ -1,5 +1,6 @@
 """What every request passes before Gradio sees it: bounds on its size and number, and no errands for strangers."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
@@ -26,12 +27,23 @@ class Door:
         self._app = app
         self._limits = limits
         self._rate = Rate(limits.requests)
+        self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = self._refuse(scope) if scope["type"] == "http" else None
         if refused:
             await _answer(send, *refused)
             return
+        address = _address(scope)
+        self._open[address] += 1
+        try:
+            await self._let_in(scope, receive, send)
+        finally:
+            self._open[address] -= 1
+            if not self._open[address]:
+                del self._open[address]
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(receive, send, most=self._limits.body)
         with suppress(_TooLargeError):
             await self._app(scope, body.receive, body.send)
@@ -45,6 +57,8 @@ class Door:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limits.body:
             return 413, self._too_large()
+        if self._open[_address(scope)] >= self._limits.open:
+            return 429, f"{self._limits.open:,} requests of yours are open, which is the limit. Close some tabs."
         seconds = self._rate.wait(_address(scope)) if scope["method"] == "POST" else 0
         if seconds:
             return 429, f"More than {self._limits.requests:,} requests in a minute. Go on in {seconds:.0f} seconds."

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from llava_app.checkpoints import Card, Outlook, find
+from llava_app.checkpoints import HUB_PRESETS, Card, Outlook, find
 from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
 from llava_app.evaluations import Evaluation
@@ -25,11 +26,14 @@ from llava_app.ui.door import Door, Page
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.measure_tab import MeasureHandlers, measure
-from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
+from llava_app.ui.models import LIGHT, Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.operations import routes, serve_until_told
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
 from llava_app.ui.train_tab import train
 from llava_app.ui.uploads import Uploads
+
+if TYPE_CHECKING:
+    from llava_app.engine.zero import ZeroEngine
 
 TITLE = "LLaVA"
 SUBTITLE = "Show it a picture and ask about it."
@@ -110,6 +114,15 @@ def _serve(
         raise UserError(f"The page cannot open port {port} on {host}. Choose another one with --port.") from error
 
 
+def _on_zero(chosen: Card | None) -> "ZeroEngine | None":
+    """The chosen model, or LLaVA-1.5-7B, on the GPU that ZeroGPU lends; None where it does not."""
+    if "SPACES_ZERO_GPU" not in os.environ or (chosen and chosen.kind in LIGHT):
+        return None
+    from llava_app.engine.zero import ZeroEngine  # it imports torch, and `spaces`, which only a Space has
+
+    return ZeroEngine(chosen or next(card for card in HUB_PRESETS if card.name == "LLaVA-1.5-7B"))
+
+
 def open_page(
     model: str | None,
     *,
@@ -142,14 +155,18 @@ def open_page(
     elsewhere: Callable[[], list[Card]] = remote.cards if remote else list
     on_server = next((card for card in elsewhere() if model in (card.name, card.source)), None)
     chosen = on_server or (find(model, runs) if model else None)
+    zero = _on_zero(chosen)
+    chosen = zero.card if zero else chosen
     process = ModelProcess()
 
     def choose() -> tuple[Card, str]:
-        return (chosen, "Chosen with --model.") if chosen else process.choose()
+        return (chosen, "Chosen with --model." if model else "") if chosen else process.choose()
 
     def load(card: Card) -> Ready:
         if remote and card.kind == "server":
             return ask_remotely(card, remote)
+        if zero and card == zero.card:
+            return Ready(zero, zero.why)
         return load_locally(process, card, precision)
 
     def load_half(card: Card) -> Ready:

@@ -1,5 +1,6 @@
 """Oversized and very many requests."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +165,34 @@ def test_a_flood_of_requests_is_stopped() -> None:
     assert passed == ["a", "a", "a", "b", "a"]
     assert answers[0] == 429
     assert answers[1].startswith("More than 3 requests in a minute. Go on in ")
+
+
+def test_open_requests_are_bounded_for_each_visitor() -> None:
+    statuses: list[int] = []
+
+    async def send(message: dict) -> None:
+        statuses.append(message.get("status", 0))
+
+    async def knock() -> tuple[int, int]:
+        ends, waiting = asyncio.Event(), []
+
+        async def application(*_: object) -> None:
+            waiting.append(1)
+            await ends.wait()
+
+        door = Door(application, replace(PUBLIC, open=2))
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("a", 1)}
+        visits = [asyncio.create_task(door(scope, None, send)) for _ in range(3)]
+        visits.append(asyncio.create_task(door(scope | {"client": ("b", 1)}, None, send)))
+        await asyncio.sleep(0)
+        inside = len(waiting)
+        ends.set()
+        await asyncio.gather(*visits)
+        await door(scope, None, send)
+        return inside, len(waiting)
+
+    assert run(knock()) == (3, 4)
+    assert statuses == [429, 0]
 
 
 def test_a_visitor_waits_for_the_answers_that_run(public: Public, visit: Callable[[], Visitor]) -> None:
