@@ -17,6 +17,7 @@ from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
+from llava_app.ui.lens import lens
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
@@ -52,6 +53,7 @@ def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
                     data(DataHandlers(runs / "data"))
                 with gr.Tab("Measure", elem_id="measure-tab"):
                     measure(MeasureHandlers(models, Evaluation()), page)
+                    lens(models, page)
         api.offer(models)
     return page
 
