@@ -11,6 +11,7 @@ from transformers import LlavaConfig
 from finetune.collate import Batch
 from finetune.recipe import Recipe
 from llava_app.errors import RecipeError
+from llava_app.tiles import tiling_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Row:
 
     examples: int
     tokens: int  # the pictures' included
-    pictures: int
+    pictures: int  # their tiles, where a model sees tiles
     supervised: int  # tokens that have a loss
 
 
@@ -79,6 +80,8 @@ class Sizes:
     tower_layers: int  # as many as LLaVA reads
     patches: int
     patch_numbers: int  # in one patch
+    tiles: int  # of a picture, at most
+    picture_tokens: int  # at most
 
     @property
     def layer_weights(self) -> int:
@@ -101,7 +104,7 @@ def sizes(config: LlavaConfig) -> Sizes:
     text, vision = config.text_config, config.vision_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    layer = int(config.vision_feature_layer)
+    layer, tiling = int(config.vision_feature_layer), tiling_of(config)
     return Sizes(
         width=text.hidden_size,
         inner=text.intermediate_size,
@@ -114,6 +117,8 @@ def sizes(config: LlavaConfig) -> Sizes:
         tower_layers=vision.num_hidden_layers + 1 + layer if layer < 0 else layer,
         patches=(vision.image_size // vision.patch_size) ** 2,
         patch_numbers=3 * vision.patch_size**2,
+        tiles=tiling.most_tiles,
+        picture_tokens=tiling.most_tokens,
     )
 
 

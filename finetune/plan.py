@@ -101,10 +101,11 @@ def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, gpu: bool) -> 
 
 
 def row_of(size: Sizes, recipe: Recipe, text: int) -> Row:
-    """The longest forward pass to be planned for, where an example has one picture and `text` tokens of text."""
-    usual = size.patches + text
+    """The longest forward pass to be planned for, where an example has one picture, in as many tiles as it can have,
+    and `text` tokens of text."""
+    usual = size.picture_tokens + text
     tokens = max(recipe.micro_batch * usual, recipe.max_length)
-    return Row(recipe.micro_batch, tokens, recipe.micro_batch, recipe.micro_batch * text)
+    return Row(recipe.micro_batch, tokens, recipe.micro_batch * size.tiles, recipe.micro_batch * text)
 
 
 def describe(recipe: Recipe, memory: Memory, device: Device) -> str:
@@ -139,8 +140,8 @@ def main(arguments: list[str]) -> int:
         text, examples = _measure(options.data, options.images, recipe.stage)
     row = row_of(size, recipe, text)
     memory = plan_memory(config, recipe, row, gpu=device.name != "this processor")
-    usual = size.patches + text
-    flops = model_flops(size, recipe, Row(1, usual, 1, text))
+    usual = size.picture_tokens + text
+    flops = model_flops(size, recipe, Row(1, usual, size.tiles, text))
     print(f"{named.name} on {device.name} ({device.flops / 1e12:.2f} TFLOP/s at most: {device.source})")
     print(f"memory for {row.examples} examples at a time, {row.tokens:,} tokens:")
     print(describe(recipe, memory, device))

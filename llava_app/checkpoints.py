@@ -18,7 +18,7 @@ CARD_NAME = "card.json"
 FORMAT = 1
 STAGES = ("base", "align", "instruct")
 IMAGE_MODES = ("pad", "crop", "anyres")
-OWN = "own"  # template and image mode of a model from the Hub that brings no card: what its own files say
+OWN = "own"  # template and image mode of a model that brings no card: what its own files say
 DEMO = Path(__file__).parent / "demo"
 RUNS = Path("runs")
 
@@ -137,22 +137,33 @@ def catalogue(runs: Path = RUNS) -> list[Card]:
 def find(name_or_path: str, runs: Path = RUNS) -> Card:
     """The model with this name, Hub id or folder. Raises ModelError that lists what there is.
 
-    A Hub id that is not in the list is taken as it is; what the model is shows when it is loaded.
+    A Hub id that is not in the list, or a model's folder without a card, is taken as it is; what the model is shows
+    when it is loaded.
     """
     cards = catalogue(runs)
     for card in cards:
         if name_or_path in (card.source, card.name, Path(card.source).name):
             return card
     if Path(name_or_path).is_dir():
-        return read_card(Path(name_or_path))
+        return _of_folder(Path(name_or_path))
     owner = re.fullmatch(r"([\w-][\w.-]*)/[\w.-]+", name_or_path)
     if owner and not Path(owner[1]).exists():  # else it is a path with a mistake in it
-        about = "A model from the Hub that this app has no card for: it is used as its own files say."
-        return Card(name_or_path, name_or_path, "hub", stage="instruct", template=OWN, image_mode=OWN, about=about)
+        return _cardless(name_or_path, "hub")
     known = ", ".join(card.name for card in cards)
     raise ModelError(
         f"There is no model “{name_or_path}”. Choose one of {known}, or give a model folder or a Hub id (OWNER/NAME)."
     )
+
+
+def _of_folder(folder: Path) -> Card:
+    """The model in a folder. One without a card is used as its own files say, but for a run that is not finished."""
+    bare = (folder / "config.json").is_file() and not any((folder / name).exists() for name in (CARD_NAME, "run.yaml"))
+    return replace(_cardless(folder.resolve().name, "run"), source=str(folder)) if bare else read_card(folder)
+
+
+def _cardless(source: str, kind: str) -> Card:
+    about = "A model without a card of this app: it is used as its own files say."
+    return Card(source, source, kind, stage="instruct", template=OWN, image_mode=OWN, about=about)
 
 
 def _check(stored: Any, folder: Path, *, shown: str) -> None:

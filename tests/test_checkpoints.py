@@ -165,6 +165,17 @@ def test_any_other_hub_id_is_taken_as_its_own_files_say() -> None:
     assert (card.kind, card.source, card.template) == ("hub", "somebody/llava-of-mine", "own")
 
 
+def test_a_folder_without_a_card_is_taken_as_its_own_files_say_unless_it_is_a_run_that_is_not_finished(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    found = find(str(tmp_path))
+    assert (found.source, found.kind, found.template, found.image_mode) == (str(tmp_path), "run", "own", "own")
+    (tmp_path / "run.yaml").touch()
+    with pytest.raises(ModelError, match="no finished model"):
+        find(str(tmp_path))
+
+
 def test_a_path_with_a_mistake_in_it_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()

@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 
 from llava_app.__main__ import main
-from llava_app.checkpoints import Card
-from llava_app.cli.lens import economy, families, memory, shares
+from llava_app.checkpoints import Card, built_in
+from llava_app.lens import CONTEXTS, economy, families, memory, shares
 from llava_app.presets import PRESETS
+from llava_app.ui.lens import parts_table, share_chart
+from llava_app.ui.models import Models
 
 
 def lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict]:
@@ -69,3 +71,17 @@ def test_the_catalogue_says_what_each_model_needs(capsys: pytest.CaptureFixture[
     table = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in table] == [preset.name for preset in PRESETS]
     assert "4bit 7.6 GB" in next(row for row in table if row.startswith("LLaVA-1.5-7B "))
+
+
+def test_the_page_shows_a_bar_for_every_family_and_context() -> None:
+    chart = share_chart("1344x672")
+    assert chart.count("class='bar'") == len(families()) * len(CONTEXTS)
+    assert "1,752</td><td>85.5%" in chart
+    assert "12 is no size" in share_chart("12")
+
+
+def test_the_page_shows_the_parts_of_a_listed_model(tmp_path: Path) -> None:
+    models = Models(lambda _: pytest.fail("nothing is loaded"), lambda: (built_in(), ""), runs=tmp_path)
+    table = parts_table(models, "built-in/memeworld")
+    assert table.count("trains") == 3  # the projector in both stages, the language model in one
+    assert "not in the list" in parts_table(models, "nothing")

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 
 import llava_app.precision
 from llava_app import checkpoints, hub, loading, processors
-from llava_app.checkpoints import HUB_PRESETS, Card, built_in, read_card
+from llava_app.checkpoints import HUB_PRESETS, Card, built_in, find, read_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
 from llava_app.images import Picture
@@ -355,3 +355,11 @@ class TestDefaultCard:
         card, why = default_card()
         assert card == tiny_card
         assert "Hub is out of reach" in why
+
+
+def test_a_folder_without_a_card_is_loaded_as_its_own_files_say(tiny_card: Card, tmp_path: Path) -> None:
+    shutil.copytree(tiny_card.source, tmp_path / "bare", ignore=shutil.ignore_patterns("card.json"))
+    bare, carded = load(find(str(tmp_path / "bare")), "float32"), load(tiny_card, "float32")
+    assert bare.processor.chat_template == carded.processor.chat_template
+    assert all(torch.equal(weight, carded.model.state_dict()[name]) for name, weight in bare.model.state_dict().items())
+    assert "differs" not in bare.why

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from concurrent.futures import wait
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from llava_app.checkpoints import Card, Outlook, write_card
@@ -9,6 +10,7 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.errors import BusyError, ModelError
 from llava_app.ui.models import Models, Ready
+from llava_app.ui.other_model import add
 
 PATIENCE = 30  # s
 
@@ -53,7 +55,7 @@ def models(loaded: list[Silent], tmp_path: Path) -> Models:
 
     models = Models(load, lambda: (card("first"), "It fits."), runs=tmp_path)
     models.start()
-    assert models.first.result(PATIENCE) == "folder/first"
+    assert models.first.result(PATIENCE) == "somewhere/first"
     return models
 
 
@@ -63,8 +65,8 @@ def open_and_return(models: Models, wanted: Card) -> None:
 
 
 def test_the_first_model_loads_by_itself_and_says_why(models: Models) -> None:
-    with models.lend(models.card("folder/first")) as ready:
-        assert models.why("folder/first", ready.result(PATIENCE)) == "It fits. It runs."
+    with models.lend(models.card("somewhere/first")) as ready:
+        assert models.why("somewhere/first", ready.result(PATIENCE)) == "It fits. It runs."
         assert models.why("another", ready.result()) == "It runs."
 
 
@@ -181,7 +183,7 @@ def test_a_model_keeps_its_key_when_another_of_the_same_name_appears(models: Mod
 
 def test_a_run_cannot_take_the_place_of_the_model_to_start_with(models: Models, tmp_path: Path) -> None:
     put_run(tmp_path, "first", "first")
-    assert models.card("folder/first") == card("first")
+    assert models.card("somewhere/first") == card("first")
 
 
 def test_an_unknown_model_is_named(models: Models) -> None:
@@ -197,3 +199,24 @@ def test_a_start_that_fails_is_told_to_whoever_waits(tmp_path: Path) -> None:
     models.start()
     with pytest.raises(ModelError, match="damaged"):
         models.first.result(PATIENCE)
+
+
+def test_what_is_typed_is_put_into_the_list_once(models: Models, tmp_path: Path) -> None:
+    assert models.add("owner/name") == "owner/name"
+    assert models.card("owner/name").kind == "hub"
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    keys = [models.add(str(tmp_path / "bare")) for _ in range(2)]
+    assert keys == ["folder/bare"] * 2
+    assert list(models.cards()).count("folder/bare") == 1
+    assert models.add("memeworld") == "built-in/memeworld"
+    with pytest.raises(ModelError, match="There is no model “nothing”"):
+        models.add("nothing")
+
+
+def test_a_wrong_name_is_said_and_the_choice_stays(models: Models) -> None:
+    choice, line, box = add(models, "nothing")
+    assert "There is no model" in line
+    assert (choice, box) == (gr.skip(), gr.skip())
+    choice, line, box = add(models, " owner/name ")
+    assert (choice["value"], line, box) == ("owner/name", gr.skip(), "")

@@ -30,7 +30,7 @@ class Plan:
     processes: int = 2
 
 
-SMOKE = Plan(Path("data/memeworld-smoke"), 256, 8, 8, 128, 32, 2, 2, 32, 32, 32, 32, 8)
+SMOKE = Plan(Path("data/memeworld-smoke"), 256, 8, 8, 128, 32, 2, 2, 16, 5, 5, 5, 4)
 
 
 def main(arguments: list[str]) -> None:

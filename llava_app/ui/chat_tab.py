@@ -15,6 +15,7 @@ from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, choices, status
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
 from llava_app.ui.models import Models
+from llava_app.ui.other_model import other_model
 from llava_app.ui.picker import Picker
 from llava_app.ui.side_panel import connect_panel, side_panel
 from llava_app.ui.verdicts import Verdicts
@@ -68,6 +69,8 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
             reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
             context = gr.HTML(elem_id="context", padding=False)
             engine = gr.HTML(elem_id="engine", padding=False)
+            if feedback:  # a page of one's own
+                other_model(handlers.models, model, line)
             gr.HTML(KEPT if feedback else "", elem_id="kept", padding=False)
         clear = gr.Button("New chat", size="sm", elem_id="clear")
     bridge = gr.HTML("", html_template=EDITOR, js_on_load=_script("bridge.js"), elem_id="bridge")

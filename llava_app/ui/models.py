@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_app.checkpoints import Card, Outlook, catalogue
+from llava_app.checkpoints import Card, Outlook, catalogue, find
 from llava_app.engine import Engine
 from llava_app.engine.process import ModelProcess, Opened, ProcessEngine
 from llava_app.errors import BusyError, ModelError
@@ -92,8 +92,17 @@ class Models:
         """The models to choose from, by a key that stays the same whatever else is in the list."""
         listed = [card for card in catalogue(self.runs) + self._elsewhere() if self._offers(card)]
         sources = {card.source for card in listed}
-        pinned = {f"folder/{Path(card.source).name}": card for card in self._pinned if card.source not in sources}
+        pinned = {_pinned_key(card): card for card in self._pinned if card.source not in sources}
         return pinned | {_key(card): card for card in listed}
+
+    def add(self, name: str) -> str:
+        """Put the model of this Hub id or folder into the list; returns its key. Raises ModelError."""
+        card = find(name, self.runs)
+        key = next((key for key, other in self.cards().items() if other.source == card.source), None)
+        if key is None:
+            self._pinned = (*self._pinned, card)
+            key = _pinned_key(card)
+        return key
 
     def _offers(self, card: Card) -> bool:
         if not self._public or card.kind != "hub":
@@ -203,7 +212,7 @@ class Models:
         except Exception as error:
             self.first.set_exception(error)
             return
-        self._pinned = (card,)
+        self._pinned = (*self._pinned, card)
         self.first.set_result(next(key for key, other in self.cards().items() if other.source == card.source))
         with self.lend(card):
             pass  # loads in the background; whoever writes first waits for less
@@ -261,6 +270,10 @@ class Models:
 
 def _is_loaded(slot: _Slot) -> bool:
     return slot.ready.done() and not slot.ready.exception()
+
+
+def _pinned_key(card: Card) -> str:
+    return card.source if card.kind == "hub" else f"folder/{Path(card.source).name}"
 
 
 def _key(card: Card) -> str:

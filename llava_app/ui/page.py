@@ -25,6 +25,7 @@ from llava_app.ui.data_tab import DataHandlers, data
 from llava_app.ui.door import Door, Page
 from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
+from llava_app.ui.lens import lens
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import LIGHT, Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.operations import routes, serve_until_told
@@ -71,6 +72,7 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
                     data(DataHandlers(runs / "data"))
                 with gr.Tab("Measure", elem_id="measure-tab"):
                     measure(MeasureHandlers(models, Evaluation()), page)
+                    lens(models, page)
         api.offer(models, gate)
     return page
 

@@ -19,6 +19,7 @@ from finetune.precision import keep
 from finetune.recipe import all_recipes, load_recipe
 from finetune.stages import apply_stage
 from llava_app.errors import RecipeError
+from tests.family_models import next_config
 from tests.fixtures_model import tiny_config
 
 ROW = Row(examples=4, tokens=4 * 80, pictures=4, supervised=4 * 80)
@@ -160,3 +161,9 @@ def test_a_plan_is_printed_and_says_what_does_not_fit(capsys: pytest.CaptureFixt
     assert "665,298 examples, 1 epochs" in told
     assert main(["plan", "llava15_7b_qlora_8gb", "micro_batch=2", "--device", "rtx4090"]) == 0
     assert "memory for 2 examples at a time" in capsys.readouterr().out
+
+
+def test_a_model_that_sees_tiles_is_planned_with_all_of_them() -> None:
+    recipe = load_recipe("memeworld_instruct", ["micro_batch=2", "max_length=100"])
+    row = row_of(sizes(next_config()), recipe, 10)
+    assert (row.pictures, row.tokens) == (2 * 5, 2 * (16 + 64 + 8 + 10))  # an overview, 2 x 2 tiles, the ends of rows
