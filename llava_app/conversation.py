@@ -67,6 +67,10 @@ class Conversation:
         """All pictures, in the order in which the prompt shows them."""
         return tuple(chain.from_iterable(turn.images for turn in self.turns))
 
+    def spread(self) -> Self:
+        """The conversation with the frames of each clip as pictures in its place."""
+        return replace(self, turns=tuple(replace(turn, images=_stills(turn.images)) for turn in self.turns))
+
     def ask(self, question: str, images: Sequence[Picture] = ()) -> Self:
         """Add an open turn. ValueError when the last question still waits for its answer."""
         if self.is_open:
@@ -155,6 +159,10 @@ def to_record(conversation: Conversation, identifier: str, image_names: Sequence
     if image_names:
         record["image"] = image_names[0] if len(image_names) == 1 else list(image_names)
     return record | {"conversations": messages}
+
+
+def _stills(images: Sequence[Picture]) -> tuple[Picture, ...]:
+    return tuple(chain.from_iterable(image.stills for image in images))
 
 
 def _messages(record: Mapping[str, Any]) -> list[tuple[str, str]]:

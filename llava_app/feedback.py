@@ -35,6 +35,7 @@ class Feedback:
         `vote`: "up", "down" or "corrected", where `answer` is what the model had answered. The record with the id
         `replaces` goes, so that a person who thinks again is counted once. ValueError when the last turn is open.
         """
+        conversation = conversation.spread()  # training knows pictures
         identifier = replaces or secrets.token_hex(8)
         record = to_record(conversation, identifier, [_file_name(picture) for picture in conversation.pictures])
         about = {"vote": vote, "model": model, "time": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -32,6 +32,11 @@ class Picture:
     digest: str
     name: str = field(default="picture", compare=False)
 
+    @property
+    def stills(self) -> tuple["Picture", ...]:
+        """The pictures that it consists of: itself, and of a clip the frames."""
+        return (self,)
+
 
 def open_image(source: bytes | str | Path, name: str | None = None) -> Picture:
     """Read PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF, AVIF or HEIC, from bytes or from a file.

@@ -23,10 +23,12 @@ from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, messages
 from llava_app.ui.examples import Example, read_examples
-from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers
+from llava_app.ui.files import MAX_PICTURES
+from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
 from llava_app.ui.models import Models, Ready
 from llava_app.ui.picker import Picker
 from tests.fixtures_model import write_tiny_model
+from tests.test_video import film
 
 SHORT = (0.0, 1.0, 12, "")  # temperature, top-p, longest answer, seed
 
@@ -363,6 +365,19 @@ def test_undo_puts_question_and_pictures_back_into_the_box(handlers: Handlers, m
     shorter, shown, box = handlers.undo(Tab(), talk)
     assert (shorter, len(shown), box["value"]["text"]) == (before, 2, "And this?")
     assert Image.open(box["value"]["files"][0]).getpixel((0, 0)) == (128, 0, 128)
+
+
+def test_a_clip_is_asked_about_and_undo_puts_it_back_into_the_box(handlers: Handlers, tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(film("mp4"))
+    talk, shown, _ = last(handlers, "send", message("What?", str(tmp_path / "film.mp4")), Talk(), "run/tiny", *SHORT)
+    clip = talk.conversation.pictures[0]
+    assert len(clip.stills) == 32
+    assert "frames as separate pictures" in shown[-1]["content"][-1]["value"]
+    _, _, box = handlers.undo(Tab(), talk)
+    again, _, _ = last(handlers, "send", box["value"], Talk(), "run/tiny", *SHORT)
+    back = again.conversation.pictures[0]
+    assert [frame.image.size for frame in back.stills] == [frame.image.size for frame in clip.stills]
+    assert back.times == pytest.approx(clip.times, abs=0.02)
 
 
 @pytest.mark.parametrize("nothing", ["retry", "undo"])

@@ -14,21 +14,18 @@ from contextlib import closing
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_pil_to_cache
-from gradio.utils import get_upload_folder
 
 from llava_app.chat import reply
-from llava_app.errors import ContextError, ImageError, UserError
-from llava_app.images import open_image
+from llava_app.errors import ContextError, UserError
 from llava_app.ui.asked import Asked, Tab
 from llava_app.ui.display import Talk, doing, messages
 from llava_app.ui.examples import Example
+from llava_app.ui.files import open_files, save
 from llava_app.ui.live import Live
 from llava_app.ui.model_table import getting
 from llava_app.ui.models import Models
 from llava_app.ui.settings import Setting, read
 
-MAX_PICTURES = 8  # in one message
 MAX_CHARACTERS = 20_000  # in one question; far above any model's context, far below what stalls a tokenizer
 HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
 
@@ -147,7 +144,7 @@ class Handlers:
         if not talk.conversation.turns:
             return UNCHANGED
         turn = talk.conversation.turns[-1]
-        files = [save_pil_to_cache(picture.image, get_upload_folder(), "picture", "png") for picture in turn.images]
+        files = [save(picture) for picture in turn.images]
         shorter = talk.undo()
         return shorter, messages(shorter), gr.update(value={"text": turn.question, "files": files})
 
@@ -206,11 +203,7 @@ def _open(
 def _ask(talk: Talk, question: str, files: Sequence[str]) -> Talk:
     """The talk with this question and these uploaded files. Raises UserError."""
     _bounded(question)
-    if len(files) > MAX_PICTURES:
-        raise ImageError(
-            f"There are {len(files)} pictures in this message; the limit is {MAX_PICTURES}. Remove some, then send."
-        )
-    return talk.ask(question, tuple(open_image(file) for file in files))
+    return talk.ask(question, open_files(files))
 
 
 def _bounded(question: str) -> str:

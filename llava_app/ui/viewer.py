@@ -38,7 +38,7 @@ class Viewer:
         from llava_app.seen import seen
 
         parts = self._parts(model)
-        sight = seen(picture.image, parts[0]) if parts else None
+        sight = seen(picture, talk.conversation, parts[0], limit=parts[1].length) if parts else None
         return sheet(picture, sight, turn=turn, number=number)
 
     def part(self, chosen: gr.EventData, message: dict[str, Any] | None, talk: Talk) -> Any:
@@ -75,16 +75,7 @@ class Viewer:
 def sheet(picture: Picture, sight: "Seen | None", *, turn: int, number: int) -> str:
     """The dialogue about one picture."""
     about = f"data-turn='{turn}' data-picture='{number}'"
-    tiles = "".join(
-        f"<img src='{data_url(tile, LARGE_SIDE)}' alt='What the model sees, part {place}'>"
-        for place, tile in enumerate(sight.tiles if sight else (), start=1)
-    )
-    sees = ""
-    if sight:
-        width, height = sight.tiles[0].size
-        parts = "" if len(sight.tiles) == 1 else f"{len(sight.tiles)} parts of "
-        told = f"What the model sees: {parts}{width} × {height} pixels, {sight.tokens:,} visual tokens."
-        sees = f"<figure class='sees'><div>{tiles}</div><figcaption>{told}</figcaption></figure>"
+    sees = _sees(sight) if sight else ""
     size = f"{picture.image.width} × {picture.image.height} pixels"
     return (
         f"<dialog class='sheet wide' aria-label='Picture'><h2>{html.escape(picture.name)} · {size}</h2>"
@@ -94,6 +85,31 @@ def sheet(picture: Picture, sight: "Seen | None", *, turn: int, number: int) -> 
         f"{sees}<menu><button data-do='close'>Close</button>"
         f"<button class='main' data-do='part' {about} disabled>Ask about this part</button></menu></dialog>"
     )
+
+
+def _sees(sight: "Seen") -> str:
+    """What the model sees: frames with their times, or the overview and the tiles in their grid."""
+    labels = [f"{time:.1f} s" for time in sight.times] or [f"part {place}" for place in range(1, len(sight.tiles) + 1)]
+    shown = [
+        f"<img src='{data_url(tile, LARGE_SIDE)}' alt='What the model sees, {label}' title='{label}'>"
+        for tile, label in zip(sight.tiles, labels, strict=True)
+    ]
+    if sight.times:
+        shown = [f"<span>{image}<small>{label}</small></span>" for image, label in zip(shown, labels, strict=True)]
+    if sight.columns:
+        shown = [shown[0], f"<div class='grid' style='--columns:{sight.columns}'>{''.join(shown[1:])}</div>"]
+    return f"<figure class='sees'><div>{''.join(shown)}</div><figcaption>{_told(sight)}</figcaption></figure>"
+
+
+def _told(sight: "Seen") -> str:
+    """The same in words."""
+    width, height = sight.tiles[0].size
+    what = f"{width} × {height} pixels, {sight.tokens:,} visual tokens."
+    if not sight.times:
+        parts = "" if len(sight.tiles) == 1 else f"an overview and {len(sight.tiles) - 1} tiles of "
+        return f"What the model sees: {parts}{what}"
+    how = "" if sight.as_clip else " It was not trained on clips: the frames come to it as separate pictures."
+    return f"What the model sees: {len(sight.times)} frames of {what}{how}"
 
 
 def meter(context: "Use") -> str:
