@@ -39,6 +39,14 @@ EDITOR = """
   </form>
 </dialog>
 """
+CAMERA = """
+<dialog class="sheet" aria-label="Camera">
+  <h2>Take a picture</h2>
+  <video autoplay muted playsinline></video>
+  <p role="status"></p>
+  <menu><button data-do="close">Cancel</button><button data-do="take" class="main" disabled>Take it</button></menu>
+</dialog>
+"""
 
 
 def model_list(models: Models) -> tuple[gr.Dropdown, gr.Button]:
@@ -61,6 +69,8 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
     window = _conversation(handlers, votes=feedback is not None)
     with gr.Row(elem_id="quick"):
         quick = [gr.Button(question.rstrip("."), size="sm") for question in QUICK]
+        gr.Button("Camera", size="sm", elem_id="camera-open")
+    gr.HTML("", html_template=CAMERA, js_on_load=_script("camera.js"), elem_id="camera")
     box = _box()
     with gr.Column(elem_id="below"):
         with gr.Accordion("Settings", open=False, elem_id="settings") as drawer:
@@ -69,6 +79,7 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
             context = gr.HTML(elem_id="context", padding=False)
             engine = gr.HTML(elem_id="engine", padding=False)
             gr.HTML(KEPT if feedback else "", elem_id="kept", padding=False)
+        gr.Button("Copy all", size="sm", elem_id="copy-all")
         clear = gr.Button("New chat", size="sm", elem_id="clear")
     bridge = gr.HTML("", html_template=EDITOR, js_on_load=_script("bridge.js"), elem_id="bridge")
     sheet = gr.HTML("", js_on_load=_script("viewer.js"), elem_id="viewer")

@@ -116,7 +116,7 @@ class Compare:
         cards = self._models.cards()
         keys = [key for key in (right, *cards) if key in cards]
         for key in keys:
-            base = _base(cards[key], cards)
+            base = base_key(cards[key], cards)
             if base:
                 return gr.update(value=base), gr.update(value=key)
         gr.Info("No model in the list was trained from another one in it. Train one first.")
@@ -205,7 +205,7 @@ def _loading(ready: Future[Ready]) -> str:
     return "queued" if ready.done() else "Loading …"
 
 
-def _base(tuned: Card, cards: dict[str, Card]) -> str | None:
+def base_key(tuned: Card, cards: dict[str, Card]) -> str | None:
     """The key of the model that `tuned` was trained from, where it is in the list.
 
     Of the built-in model, stage 1 is not shipped: there it is the model that stage 1 began with.

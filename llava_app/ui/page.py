@@ -46,8 +46,8 @@ def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
                 with gr.Tab("Chat", elem_id="chat-tab"):
                     chat(handlers, page, model, every, Feedback(runs / "feedback"))
                 with gr.Tab("Compare", elem_id="compare-tab") as tab:
-                    compare(models, tab, runs)
-                train(models, runs, model=model)
+                    versus = compare(models, tab, runs)
+                train(models, runs, model=model, versus=versus)
                 with gr.Tab("Data", elem_id="data-tab"):
                     data(DataHandlers(runs / "data"))
                 with gr.Tab("Measure", elem_id="measure-tab"):

@@ -19,6 +19,7 @@ from llava_app.commands import ROOT
 from llava_app.errors import ImageError, RecipeError, UserError
 from llava_app.images import open_image
 from llava_app.jobs import Command, Job, Jobs, ask, short
+from llava_app.ui.compare import base_key
 from llava_app.ui.curves import LINES, run_view
 from llava_app.ui.display import choices, status
 from llava_app.ui.models import Models
@@ -157,6 +158,16 @@ class Training:
         cards = self.models.cards()
         key = f"run/{name}"
         return gr.update(choices=choices(cards), value=key) if key in cards else gr.skip()
+
+    def compare(self, name: str | None) -> tuple[Any, Any]:
+        """The model that a finished run was trained from on the left of the Compare tab, and the run on the right."""
+        cards, key = self.models.cards(), f"run/{name}"
+        base = base_key(cards[key], cards) if key in cards else None
+        if base is None:
+            gr.Info("The model that this run was trained from is not in the list any more. Choose another one.")
+            return gr.skip(), gr.skip()
+        listed = choices(cards)
+        return gr.update(choices=listed, value=base), gr.update(choices=listed, value=key)
 
     def _chosen(self, name: str | None) -> list[Job]:
         return [job for job in self.jobs.all() if job.name == name]
