@@ -5,6 +5,7 @@ one big model, or two that are asked together: before another loads, the answers
 and its engine is closed. The built-in models are small and stay, and those on servers need no memory here.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -55,12 +56,13 @@ class Models:
         elsewhere: Callable[[], list[Card]] = list,
         let_go: Callable[[], None] = lambda: None,
         weigh: Callable[[Sequence[Card]], dict[Card, Outlook]] = lambda cards: {},
+        free: Callable[[], float] = lambda: math.inf,
     ) -> None:
         """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
 
         `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, without waiting.
         `let_go` gives back what is kept of closed engines for the next one.
-        `weigh` says what models would take here, of those that it knows.
+        `weigh` says what models would take here, of those that it knows; `free`, how many bytes nobody uses.
         """
         self.first: Future[str] = Future()  # the key of the model to start with
         self.first_why = ""
@@ -70,6 +72,7 @@ class Models:
         self._elsewhere = elsewhere
         self._let_go = let_go
         self.weigh = weigh
+        self.free = free
         self._slots: dict[Card, _Slot] = {}
         self._pairs: list[frozenset[Card]] = []  # lent together
         self._pinned: tuple[Card, ...] = ()
@@ -148,6 +151,12 @@ class Models:
         finally:
             with self._lock:
                 self._pairs.remove(pair)
+
+    @property
+    def holds_memory(self) -> bool:
+        """Whether `give_back` has something to give."""
+        with self._lock:
+            return any(card.kind not in LIGHT and _is_loaded(slot) for card, slot in self._slots.items())
 
     def give_back(self) -> list[str]:
         """Close every big engine, when its answers have ended or at the limit; returns the names of their models."""

@@ -113,7 +113,14 @@ def open_page(
         return process.weigh(cards, precision)
 
     models = Models(
-        load, choose, runs=runs, load_half=load_half, elsewhere=elsewhere, let_go=process.clear, weigh=weigh
+        load,
+        choose,
+        runs=runs,
+        load_half=load_half,
+        elsewhere=elsewhere,
+        let_go=process.clear,
+        weigh=weigh,
+        free=process.free,
     )
     models.start()  # beside the page: neither waits for the other
     page = build(models, runs, public="SPACE_ID" in os.environ)

@@ -173,21 +173,17 @@ class Training:
         return [job for job in self.jobs.all() if job.name == name]
 
     def _make_room(self, form: Form) -> Iterator[str | None]:
-        """Give the GPU memory of the page's models back if the plan needs it; at the end, what to say of that."""
-        import torch  # takes seconds; a page that answers has it already
-
-        from llava_app.memory import free_bytes
-
-        if not torch.cuda.is_available():
+        """Give the memory of the page's models back if the plan needs it; at the end, what to say of that."""
+        if not self.models.holds_memory:
             return
         plan = ""
         for told in self._plan(form):
             plan = told or ""
             yield None
         peak = PEAK.search(plan)
-        names = self.models.give_back() if peak and float(peak[1]) * 1e9 > free_bytes(torch.device("cuda")) else []
+        names = self.models.give_back() if peak and float(peak[1]) * 1e9 > self.models.free() else []
         if names:
-            yield f"{', '.join(names)} gave its GPU memory back; a question to it loads it again."
+            yield f"{', '.join(names)} gave its memory back; a question to it loads it again."
 
     def _plan(self, form: Form) -> Iterator[str | None]:
         overrides, data = self._overrides(form), (f"--data={form.data_path}", *form.image_root)
