@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Self
 
 from llava_app.errors import DataError
-from llava_app.images import Picture
+from llava_app.images import Picture, framed
 
 IMAGE_MARK = "<image>"  # a picture's place in the text of a record and of a prompt
 FINISHES = ("stop", "length", "stopped", "time", "failed", "open")
@@ -70,6 +70,11 @@ class Conversation:
     def spread(self) -> Self:
         """The conversation with the frames of each clip as pictures in its place."""
         return replace(self, turns=tuple(replace(turn, images=_stills(turn.images)) for turn in self.turns))
+
+    def framed(self, mode: str) -> Self:
+        """The conversation with every picture as `images.framed` makes it."""
+        shown = [replace(turn, images=tuple(framed(image, mode) for image in turn.images)) for turn in self.turns]
+        return replace(self, turns=tuple(shown))
 
     def ask(self, question: str, images: Sequence[Picture] = ()) -> Self:
         """Add an open turn. ValueError when the last question still waits for its answer."""

@@ -65,6 +65,18 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = (122, 116, 
     return square
 
 
+def framed(picture: Picture, mode: str) -> Picture:
+    """The picture as a square: "pad" shows all of it on grey, "crop" its middle; "own" leaves it, and clips, alone."""
+    width, height = picture.image.size
+    if mode == "own" or width == height or picture.stills != (picture,):
+        return picture
+    if mode == "pad":
+        return picture_of(pad_to_square(picture.image), picture.name)
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture_of(picture.image.crop((left, top, left + side, top + side)), picture.name)
+
+
 def as_seen(pixels_T3HW: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
     """The tiles of a prepared picture as pictures again, to show a person what the model sees.
 

@@ -509,3 +509,18 @@ def test_the_system_prompt_and_the_repetition_penalty_reach_the_model(handlers: 
 def test_a_system_prompt_is_bounded(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="system prompt has 4,001 characters; the limit is 4,000"):
         assert last(handlers, "send", message("What?"), Talk(), "run/tiny", *SHORT, 1.0, "x" * 4_001)[0] == Talk()
+
+
+def test_the_image_mode_changes_what_the_model_sees_and_not_the_picture(handlers: Handlers, tmp_path: Path) -> None:
+    wide = Image.new("RGB", (90, 30), "red")
+    wide.paste("blue", (30, 0, 60, 30))
+    wide.save(tmp_path / "wide.png")
+    picture = message("What?", str(tmp_path / "wide.png"))
+    talks = [
+        last(handlers, "send", picture, Talk(), "run/tiny", *SHORT, 1.0, "", mode)[0]
+        for mode in ("own", "pad", "crop", "sideways", ["pad"])
+    ]
+    own, pad, crop, *forged = [talk.conversation.turns[0].answer for talk in talks]
+    assert own == pad == forged[0] == forged[1]  # the tiny model was made to pad
+    assert crop != own
+    assert {talk.conversation.pictures[0].image.size for talk in talks} == {(90, 30)}

@@ -70,7 +70,7 @@ def test_tiles_are_shown_in_their_grid_after_the_overview(
     assert sight.tiles[1].getpixel((2, 2)) == (255, 0, 0)
     assert sight.tiles[-1].getpixel((25, 25)) == (0, 0, 255)
     assert sight.tokens == use(talk.conversation, loaded.processor, limit=2048).pictures
-    shown = Viewer(OneModel(loaded)).show(event(turn=0, picture=0), talk, "tiny")
+    shown = Viewer(OneModel(loaded)).show(event(turn=0, picture=0), talk, "tiny", "own")
     assert f"an overview and {tiles - 1} tiles of 28 × 28 pixels" in shown
     assert f"style='--columns:{columns}'" in shown
 
@@ -89,7 +89,7 @@ def test_of_a_clip_the_frames_are_shown_that_the_model_sees(tmp_path: Path, kind
     brightness = [np.asarray(tile).mean() for tile in sight.tiles]
     assert brightness == sorted(brightness)
     assert use(talk.conversation, loaded.processor, limit=loaded.plan.length).pictures == sight.tokens
-    shown = Viewer(OneModel(loaded)).show(event(turn=0, picture=0), talk, "tiny")
+    shown = Viewer(OneModel(loaded)).show(event(turn=0, picture=0), talk, "tiny", "own")
     assert f"{len(sight.tiles)} frames of 28 × 28 pixels" in shown
     assert ("not trained on clips" in shown) == (kind == "llava")
     assert f"<small>{sight.times[0]:.1f} s</small>" in shown
@@ -106,21 +106,21 @@ def test_the_parts_of_the_context_make_the_whole_prompt(tiny_loaded: Loaded) -> 
 
 def test_context_and_memory_of_the_chosen_model_are_told(tiny_loaded: Loaded) -> None:
     viewer = Viewer(OneModel(tiny_loaded))
-    assert "pictures 16" in viewer.measure(TALK, "tiny")
-    assert viewer.measure(Talk(), "tiny").startswith("<p>Model: 0.00 GB of weights")
-    assert viewer.measure(TALK, "other") == ""
+    assert "pictures 16" in viewer.measure(TALK, "tiny", "own")
+    assert viewer.measure(Talk(), "tiny", "own").startswith("<p>Model: 0.00 GB of weights")
+    assert viewer.measure(TALK, "other", "own") == ""
 
 
 def test_a_picture_is_opened_with_what_the_model_sees(tiny_loaded: Loaded) -> None:
-    shown = Viewer(OneModel(tiny_loaded)).show(event(turn=0, picture=0), TALK, "tiny")
+    shown = Viewer(OneModel(tiny_loaded)).show(event(turn=0, picture=0), TALK, "tiny", "own")
     assert "28 × 28 pixels, 16 visual tokens" in shown
     assert "wide.png · 40 × 20 pixels" in shown
-    assert "visual tokens" not in Viewer(OneModel(None)).show(event(turn=0, picture=0), TALK, "tiny")
+    assert "visual tokens" not in Viewer(OneModel(None)).show(event(turn=0, picture=0), TALK, "tiny", "own")
 
 
 @pytest.mark.parametrize("forged", [{}, {"turn": 1, "picture": 0}, {"turn": -1, "picture": 0}, {"turn": "0"}])
 def test_a_picture_that_is_not_there_is_not_shown(tiny_loaded: Loaded, forged: dict[str, Any]) -> None:
-    assert "value" not in Viewer(OneModel(tiny_loaded)).show(event(**forged), TALK, "tiny")
+    assert "value" not in Viewer(OneModel(tiny_loaded)).show(event(**forged), TALK, "tiny", "own")
 
 
 def test_a_part_goes_into_the_box_beside_what_is_there(tiny_loaded: Loaded) -> None:

@@ -20,6 +20,7 @@ class Asked:
     box: dict[str, Any] | None  # what to put back into the box then; None leaves the box alone
     model: str | None
     sampling: Sampling
+    image_mode: str  # as in `images.framed`
     so_far: Talk  # what to keep if nothing more came
     is_begun: bool = False
     is_stopped: bool = False

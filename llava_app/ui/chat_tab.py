@@ -92,8 +92,10 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
         conversations, page, panel, tab=tab, talk=talk, window=window, clear=clear, changes=changes, how=EVENT
     )
     viewer = Viewer(handlers.models)
-    _connect_viewer(viewer, sheet, box, bridge=bridge, talk=talk, model=model)
-    drawer.expand(viewer.measure, [talk, model], context, **EVENT)
+    what = [talk, model, controls[-1]]
+    bridge.select(viewer.show, what, sheet, **EVENT)
+    sheet.input(viewer.part, [box, talk], box, **EVENT)
+    drawer.expand(viewer.measure, what, context, **EVENT)
     _connect_models(Picker(handlers.models), page, model, every=every, sheet=sheet, line=line, engine=engine)
     page.load(handlers.begun, None, box, **EVENT)
     settings.connect(page, controls, reset)
@@ -175,19 +177,6 @@ def _connect_votes(votes: Verdicts, bridge: gr.HTML, *, outputs: list[Any], mode
         bridge.like(votes.vote, [outputs[0], model], outputs, **EVENT),
         bridge.submit(votes.correct, [outputs[0], model], outputs, **EVENT),
     ]
-
-
-def _connect_viewer(
-    viewer: Viewer,
-    window: gr.HTML,
-    box: gr.MultimodalTextbox,
-    *,
-    bridge: gr.HTML,
-    talk: gr.State,
-    model: gr.Dropdown,
-) -> None:
-    bridge.select(viewer.show, [talk, model], window, **EVENT)
-    window.input(viewer.part, [box, talk], box, **EVENT)
 
 
 def _connect_models(

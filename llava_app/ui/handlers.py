@@ -162,7 +162,8 @@ class Handlers:
         card = self.models.card(model)
         with self.models.lend(card) as ready:
             yield from _until(ready, talk, lambda: getting(card))
-            with closing(reply(ready.result().engine, talk.conversation, asked.sampling)) as answer:
+            shown = talk.conversation.framed(asked.image_mode)
+            with closing(reply(ready.result().engine, shown, asked.sampling)) as answer:
                 for progress in answer:
                     yield talk.advance(progress), doing(progress)
 
@@ -196,7 +197,7 @@ def _open(
         gr.Warning(html.escape(explain(error)), duration=20)
         return before, messages(before), gr.skip() if box is None else gr.update(value=box)
     shown = opened.cut()
-    tab.asked = Asked(opened, before, box, model, how.sampling, so_far=shown)
+    tab.asked = Asked(opened, before, box, model, how.sampling, how.image_mode, so_far=shown)
     return shown, messages(shown, "reading"), _busy(None if box is None else left)
 
 

@@ -11,6 +11,7 @@ from llava_app.engine import Sampling
 from llava_app.errors import ContextError, UserError
 
 MAX_SYSTEM = 4_000  # characters
+IMAGE_MODES = {"own": "as the model was trained", "pad": "whole, on a square", "crop": "the middle square"}
 Setting = float | str | None  # numbers, but for the seed and the system prompt, which are text
 DEFAULTS: tuple[Setting, ...] = (
     Sampling.temperature,
@@ -19,6 +20,7 @@ DEFAULTS: tuple[Setting, ...] = (
     "",
     Sampling.repetition_penalty,
     "",
+    "own",
 )
 
 
@@ -28,10 +30,17 @@ class Settings:
 
     sampling: Sampling
     system: str | None  # None: the model's own
+    image_mode: str = "own"  # as in `images.framed`
 
 
 def read(
-    temperature: Any, top_p: Any, max_new_tokens: Any, seed: Any, repetition_penalty: Any = None, system: Any = None
+    temperature: Any,
+    top_p: Any,
+    max_new_tokens: Any,
+    seed: Any,
+    repetition_penalty: Any = None,
+    system: Any = None,
+    image_mode: Any = None,
 ) -> Settings:
     """The settings as the page sends them, moved into their bounds.
 
@@ -51,12 +60,12 @@ def read(
         seed=int(seed) if seed else None,
         repetition_penalty=repetition_penalty,
     )
-    return Settings(sampling, system or None)
+    return Settings(sampling, system or None, image_mode if image_mode in tuple(IMAGE_MODES) else "own")
 
 
 def controls() -> list[gr.components.Component]:
     """The controls, in the order in which `read` takes them."""
-    temperature, top_p, max_new_tokens, seed, repetition_penalty, system = DEFAULTS
+    temperature, top_p, max_new_tokens, seed, repetition_penalty, system, image_mode = DEFAULTS
     return [
         gr.Slider(
             *Sampling.TEMPERATURE,
@@ -100,6 +109,14 @@ def controls() -> list[gr.components.Component]:
             lines=2,
             label="System prompt",
             info="What the model is told first. LLaVA-1.5 was tuned with its own; another can make it worse.",
+        ),
+        gr.Dropdown(
+            [(told, mode) for mode, told in IMAGE_MODES.items()],
+            value=image_mode,
+            filterable=False,
+            label="Pictures",
+            info="How the model sees what is no square. Another way than it was trained with can make it worse.",
+            elem_id="image-mode",
         ),
     ]
 

@@ -7,7 +7,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
-from llava_app.images import Picture
+from llava_app.images import Picture, framed
 from llava_app.ui.display import Talk, data_url
 from llava_app.ui.models import Models
 
@@ -29,16 +29,14 @@ class Viewer:
     def __init__(self, models: Models) -> None:
         self.models = models
 
-    def show(self, chosen: gr.EventData, talk: Talk, model: str | None) -> Any:
+    def show(self, chosen: gr.EventData, talk: Talk, model: str | None, image_mode: str) -> Any:
         """A picture of the conversation, large, and as the model sees it."""
         found = _find(chosen._data, talk)
         if found is None:
             return gr.skip()
         turn, number, picture = found
-        from llava_app.seen import seen
-
         parts = self._parts(model)
-        sight = seen(picture, talk.conversation, parts[0], limit=parts[1].length) if parts else None
+        sight = _sight(picture, talk, image_mode, *parts) if parts else None
         return sheet(picture, sight, turn=turn, number=number)
 
     def part(self, chosen: gr.EventData, message: dict[str, Any] | None, talk: Talk) -> Any:
@@ -54,7 +52,7 @@ class Viewer:
         message = message or {}
         return gr.update(value={"text": message.get("text") or "", "files": [*(message.get("files") or []), file]})
 
-    def measure(self, talk: Talk, model: str | None) -> str:
+    def measure(self, talk: Talk, model: str | None, image_mode: str) -> str:
         """What the chosen model takes of the memory, and the conversation of its context."""
         from llava_app.seen import use
 
@@ -63,13 +61,22 @@ class Viewer:
             return ""
         processor, plan = parts
         shown = room(plan)
-        return meter(use(talk.conversation, processor, limit=plan.length)) + shown if talk.conversation.turns else shown
+        if not talk.conversation.turns:
+            return shown
+        return meter(use(talk.conversation.framed(image_mode), processor, limit=plan.length)) + shown
 
     def _parts(self, model: str | None) -> "tuple[ProcessorMixin, Plan] | None":
         """Processor and plan of the chosen model; None while it is not loaded, and where it runs elsewhere."""
         card = self.models.cards().get(model or "")
         ready = self.models.ready(card) if card else None
         return ready.opened.parts if ready and ready.opened else None
+
+
+def _sight(picture: Picture, talk: Talk, image_mode: str, processor: "ProcessorMixin", plan: "Plan") -> "Seen":
+    from llava_app.seen import seen
+
+    shown = talk.conversation.framed(image_mode)
+    return seen(framed(picture, image_mode), shown, processor, limit=plan.length)
 
 
 def sheet(picture: Picture, sight: "Seen | None", *, turn: int, number: int) -> str:
