@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Self
 
 from llava_app.errors import DataError
-from llava_app.images import Picture
+from llava_app.images import Picture, framed
 
 IMAGE_MARK = "<image>"  # a picture's place in the text of a record and of a prompt
 FINISHES = ("stop", "length", "stopped", "time", "failed", "open")
@@ -66,6 +66,15 @@ class Conversation:
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures, in the order in which the prompt shows them."""
         return tuple(chain.from_iterable(turn.images for turn in self.turns))
+
+    def spread(self) -> Self:
+        """The conversation with the frames of each clip as pictures in its place."""
+        return replace(self, turns=tuple(replace(turn, images=_stills(turn.images)) for turn in self.turns))
+
+    def framed(self, mode: str) -> Self:
+        """The conversation with every picture as `images.framed` makes it."""
+        shown = [replace(turn, images=tuple(framed(image, mode) for image in turn.images)) for turn in self.turns]
+        return replace(self, turns=tuple(shown))
 
     def ask(self, question: str, images: Sequence[Picture] = ()) -> Self:
         """Add an open turn. ValueError when the last question still waits for its answer."""
@@ -155,6 +164,10 @@ def to_record(conversation: Conversation, identifier: str, image_names: Sequence
     if image_names:
         record["image"] = image_names[0] if len(image_names) == 1 else list(image_names)
     return record | {"conversations": messages}
+
+
+def _stills(images: Sequence[Picture]) -> tuple[Picture, ...]:
+    return tuple(chain.from_iterable(image.stills for image in images))
 
 
 def _messages(record: Mapping[str, Any]) -> list[tuple[str, str]]:

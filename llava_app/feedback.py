@@ -39,6 +39,7 @@ class Feedback:
         `replaces` goes, so that a person who thinks again is counted once. ValueError when the last turn is open,
         DataError when the folder is full.
         """
+        conversation = conversation.spread()  # training knows pictures
         identifier = secrets.token_hex(8)
         record = to_record(conversation, identifier, [_file_name(picture) for picture in conversation.pictures])
         about = {"vote": vote, "model": model, "time": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -35,6 +35,11 @@ class Picture:
     digest: str
     name: str = field(default="picture", compare=False)
 
+    @property
+    def stills(self) -> tuple["Picture", ...]:
+        """The pictures that it consists of: itself, and of a clip the frames."""
+        return (self,)
+
 
 def open_image(source: bytes | str | Path, name: str | None = None) -> Picture:
     """Read PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF, AVIF or HEIC, from bytes or from a file.
@@ -62,6 +67,18 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = (122, 116, 
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def framed(picture: Picture, mode: str) -> Picture:
+    """The picture as a square: "pad" shows all of it on grey, "crop" its middle; "own" leaves it, and clips, alone."""
+    width, height = picture.image.size
+    if mode == "own" or width == height or picture.stills != (picture,):
+        return picture
+    if mode == "pad":
+        return picture_of(pad_to_square(picture.image), picture.name)
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture_of(picture.image.crop((left, top, left + side, top + side)), picture.name)
 
 
 def as_seen(pixels_T3HW: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:

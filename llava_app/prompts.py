@@ -3,8 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,7 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
-from llava_app.images import Picture, as_seen
+from llava_app.images import Picture
 from llava_app.video import Clip
 
 TEMPLATES: dict[str, tuple[str, ...]] = {  # name → what ends an answer beside the tokenizer's end token
@@ -103,7 +102,7 @@ def encode(conversation: Conversation, processor: ProcessorMixin, *, open_answer
 
     `open_answer` and ValueError as in `render`.
     """
-    conversation = spread(conversation)
+    conversation = conversation.spread()
     together = seen_together(conversation, processor)
     prepared = [prepare(picture.image, processor, together=together) for picture in conversation.pictures]
     lengths = [picture.tokens for picture in prepared]
@@ -154,24 +153,6 @@ def prepare_shown(picture: Picture, processor: ProcessorMixin, *, together: bool
 def knows_clips(processor: ProcessorMixin) -> bool:
     """Whether the model was trained on clips; any other is shown their frames as pictures."""
     return isinstance(processor, LlavaOnevisionProcessor)
-
-
-def spread(conversation: Conversation) -> Conversation:
-    """The conversation with the frames of each clip as pictures in its place."""
-    turns = [
-        replace(turn, images=tuple(chain.from_iterable(map(_pictures, turn.images)))) for turn in conversation.turns
-    ]
-    return replace(conversation, turns=tuple(turns))
-
-
-def _pictures(shown: Picture) -> tuple[Picture, ...]:
-    return shown.frames if isinstance(shown, Clip) else (shown,)
-
-
-def look(image: Image.Image, processor: ProcessorMixin) -> list[Image.Image]:
-    """What the model sees of a picture: one square, or an overview of the whole and then its tiles, row by row."""
-    settings = processor.image_processor
-    return as_seen(prepare(image, processor).pixel_values.numpy(), settings.image_mean, settings.image_std)
 
 
 def tokenise(

@@ -13,14 +13,13 @@ import av
 from PIL import Image, ImageDraw
 
 from llava_app.errors import VideoError
-from llava_app.images import MAX_PIXELS, Picture, picture_of
+from llava_app.images import MAX_PIXELS, Picture, open_image, picture_of
 
 MAX_BYTES = 200_000_000
 MAX_SECONDS = 180
 MAX_FRAMES = 20_000  # that a clip may have
 FRAMES = 32  # that are kept of it: what OneVision was trained with
 MAX_SIDE = 768  # of a kept frame: twice what any tower sees
-ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 STRIP = 8  # frames in a row of the strip
 THUMBNAIL = 128  # pixels, the long side of a frame in the strip
 
@@ -32,6 +31,10 @@ class Clip(Picture):
     frames: tuple[Picture, ...] = field(default=(), compare=False, repr=False)
     times: tuple[float, ...] = field(default=(), compare=False)  # seconds from the beginning, of each frame
     seconds: float = field(default=0.0, compare=False)  # the whole clip's
+
+    @property
+    def stills(self) -> tuple[Picture, ...]:
+        return self.frames
 
     def thinned(self, count: int) -> "Clip":
         """The clip with `count` of its frames, evenly, or with all if it has no more."""
@@ -68,6 +71,33 @@ def open_clip(source: bytes | str | Path, name: str | None = None, *, frames: in
     pictures = [picture_of(image, f"{name} at {float(time) - begin:.1f} s") for time, image in images]
     clip = _clip(pictures, [float(time) - begin for time, _ in images], name=name)
     return replace(clip, seconds=float(seconds))
+
+
+def open_moving(path: str | Path) -> Picture:
+    """The clip in a file; a GIF that does not move is a picture. Raises VideoError, ImageError."""
+    name = Path(path).name
+    if name.lower().endswith(".gif") and not _moves(path):
+        return open_image(path)
+    return open_clip(path)
+
+
+def as_gif(clip: Clip) -> bytes:
+    """The frames as an animation, each for as long as it was shown."""
+    ends = (*clip.times[1:], max(clip.seconds, clip.times[-1] + 0.1))
+    durations = [round(1000 * (end - begin)) for begin, end in zip(clip.times, ends, strict=True)]
+    file = BytesIO()
+    first, *others = (frame.image for frame in clip.frames)
+    first.save(file, "GIF", save_all=True, append_images=others, duration=durations)
+    return file.getvalue()
+
+
+def _moves(path: str | Path) -> bool:
+    """Whether a GIF has more than one frame; what cannot be read does not."""
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # on damaged data Pillow raises anything; whoever opens it names what is wrong
+        return False
 
 
 def _read(path: Path, name: str) -> bytes:

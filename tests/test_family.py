@@ -12,10 +12,11 @@ from PIL import Image
 from llava_app.conversation import Conversation
 from llava_app.engine.local import LocalEngine
 from llava_app.errors import ModelError
-from llava_app.images import Picture
+from llava_app.images import Picture, picture_of
 from llava_app.loading import Loaded, load
 from llava_app.processors import load_processor, make_processor
-from llava_app.prompts import look, prepare, template_text
+from llava_app.prompts import prepare, template_text
+from llava_app.seen import seen
 from llava_app.tiles import tiling_of
 from tests.family_models import GREEDY, answer, generated
 from tests.fixtures_model import byte_tokenizer
@@ -100,7 +101,8 @@ def test_extreme_shapes_give_as_many_features_as_tokens(family: Loaded, size: tu
 def test_a_person_can_look_at_the_tiles(family: Loaded) -> None:
     halves = Image.new("RGB", (56, 28), "red")
     halves.paste("blue", (28, 0, 56, 28))
-    tiles = look(halves, family.processor)
+    picture = picture_of(halves, "halves")
+    tiles = seen(picture, Conversation().ask("?", [picture]), family.processor, limit=2048).tiles
     assert {tile.size for tile in tiles} == {(28, 28)}
     assert len(tiles) == tiling_of(family.model.config).tiles(56, 28)
     if len(tiles) > 1:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageDraw
 
 from llava_app.errors import ImageError
-from llava_app.images import MAX_PIXELS, MAX_SIDE, Picture, open_image, pad_to_square
+from llava_app.images import MAX_PIXELS, MAX_SIDE, Picture, framed, open_image, pad_to_square, picture_of
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
@@ -278,3 +278,17 @@ def test_padding_centres_the_picture_on_a_square_of_the_mean_colour() -> None:
     assert square.getpixel((63, 47)) == BLUE
     assert square.getpixel((0, 48)) == (122, 116, 104)
     assert pad_to_square(red_left_blue_right(32, 64), WHITE).getpixel((0, 0)) == WHITE
+
+
+@pytest.mark.parametrize("size", [(90, 30), (31, 90), (1, 7)])
+def test_a_framed_picture_is_a_square_that_shows_all_or_the_middle(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, "red")
+    image.putpixel((size[0] // 2, size[1] // 2), (0, 0, 255))
+    picture = picture_of(image, "a.png")
+    pad, crop = framed(picture, "pad"), framed(picture, "crop")
+    assert pad.image.size == (max(size),) * 2
+    assert crop.image.size == (min(size),) * 2
+    assert all((0, 0, 255) in {colour for _, colour in shown.image.getcolors()} for shown in (pad, crop))
+    assert (len(pad.image.getcolors()), len(crop.image.getcolors())) == (3, 2 if min(size) > 1 else 1)
+    assert framed(picture, "own") is picture
+    assert framed(crop, "pad") is crop

@@ -23,10 +23,12 @@ from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, messages
 from llava_app.ui.examples import Example, read_examples
-from llava_app.ui.handlers import MAX_CHARACTERS, MAX_PICTURES, Handlers
+from llava_app.ui.files import MAX_PICTURES
+from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
 from llava_app.ui.models import Models, Ready
 from llava_app.ui.picker import Picker
 from tests.fixtures_model import write_tiny_model
+from tests.test_video import film
 
 SHORT = (0.0, 1.0, 12, "")  # temperature, top-p, longest answer, seed
 
@@ -365,6 +367,19 @@ def test_undo_puts_question_and_pictures_back_into_the_box(handlers: Handlers, m
     assert Image.open(box["value"]["files"][0]).getpixel((0, 0)) == (128, 0, 128)
 
 
+def test_a_clip_is_asked_about_and_undo_puts_it_back_into_the_box(handlers: Handlers, tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(film("mp4"))
+    talk, shown, _ = last(handlers, "send", message("What?", str(tmp_path / "film.mp4")), Talk(), "run/tiny", *SHORT)
+    clip = talk.conversation.pictures[0]
+    assert len(clip.stills) == 32
+    assert "frames as separate pictures" in shown[-1]["content"][-1]["value"]
+    _, _, box = handlers.undo(Tab(), talk)
+    again, _, _ = last(handlers, "send", box["value"], Talk(), "run/tiny", *SHORT)
+    back = again.conversation.pictures[0]
+    assert [frame.image.size for frame in back.stills] == [frame.image.size for frame in clip.stills]
+    assert back.times == pytest.approx(clip.times, abs=0.02)
+
+
 @pytest.mark.parametrize("nothing", ["retry", "undo"])
 def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing: str) -> None:
     update = handlers.undo(Tab(), Talk()) if nothing == "undo" else handlers.retry(Tab(), Talk(), "run/tiny", *SHORT)
@@ -494,3 +509,18 @@ def test_the_system_prompt_and_the_repetition_penalty_reach_the_model(handlers: 
 def test_a_system_prompt_is_bounded(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="system prompt has 4,001 characters; the limit is 4,000"):
         assert last(handlers, "send", message("What?"), Talk(), "run/tiny", *SHORT, 1.0, "x" * 4_001)[0] == Talk()
+
+
+def test_the_image_mode_changes_what_the_model_sees_and_not_the_picture(handlers: Handlers, tmp_path: Path) -> None:
+    wide = Image.new("RGB", (90, 30), "red")
+    wide.paste("blue", (30, 0, 60, 30))
+    wide.save(tmp_path / "wide.png")
+    picture = message("What?", str(tmp_path / "wide.png"))
+    talks = [
+        last(handlers, "send", picture, Talk(), "run/tiny", *SHORT, 1.0, "", mode)[0]
+        for mode in ("own", "pad", "crop", "sideways", ["pad"])
+    ]
+    own, pad, crop, *forged = [talk.conversation.turns[0].answer for talk in talks]
+    assert own == pad == forged[0] == forged[1]  # the tiny model was made to pad
+    assert crop != own
+    assert {talk.conversation.pictures[0].image.size for talk in talks} == {(90, 30)}

@@ -23,8 +23,10 @@ from llava_app.engine.servers import Servers
 from llava_app.errors import BusyError, ContextError, ModelError, UserError
 from llava_app.images import Picture, open_image
 from llava_app.loading import load
+from llava_app.video import open_clip
 from tests.openai_server import Broken, Cut, Long, Slow, Status, openai_server
 from tests.serving import PATIENCE, ROOT
+from tests.test_video import film
 
 GREEDY = Sampling(temperature=0, max_new_tokens=64)
 ASKED = Conversation().ask("What is funny?")
@@ -155,6 +157,17 @@ def test_the_request_is_the_conversation_with_its_pictures_as_they_are(pictures:
     ]
     plain = {"model": MODEL, "stream": True, "temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "seed": 3}
     assert request == plain | {"stop": ["###"]}
+
+
+def test_a_clip_is_sent_as_eight_of_its_frames_and_that_is_said() -> None:
+    asked: list[dict[str, Any]] = []
+    conversation = Conversation().ask("What moves?", [open_clip(film("mp4"))])
+    with openai_server(["a ball"], asked) as url, asking(url) as remote:
+        pieces = list(remote.answer(conversation, GREEDY))
+    assert pieces[0].left_out == "The server is shown 8 frames of the clip as separate pictures."
+    assert "".join(piece.text for piece in pieces) == "a ball"
+    kinds = [part["type"] for part in asked[0]["messages"][-1]["content"]]
+    assert kinds == ["image_url"] * 8 + ["text"]
 
 
 def test_what_is_not_of_the_protocol_is_sent_only_when_it_is_asked_for() -> None:

@@ -1,17 +1,19 @@
 """The Train tab without a browser."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llava_app.checkpoints import built_in
+from llava_app.checkpoints import Card, built_in, write_card
 from llava_app.progress import read_progress
 from llava_app.ui.curves import LINES, answers, loss_curve, rate_curve
-from llava_app.ui.models import Models, load_locally
+from llava_app.ui.models import Models, Ready, load_locally
 from llava_app.ui.page import build
-from llava_app.ui.training import FIELDS, Training
+from llava_app.ui.training import FIELDS, Form, Training
 from tests.loops import run
+from tests.test_models import Silent, card
 from tests.test_progress import write
 
 
@@ -87,6 +89,51 @@ def test_curves_and_answers_follow_the_log(tmp_path: Path) -> None:
         "headers": ["Question", "Wanted", "after step 0", "after step 1", "after step 2"],
         "data": [["Which?", "A cat.", "Eh", "A dog.", "A cat."]],
     }
+
+
+@pytest.mark.parametrize(("free", "closed"), [(9.9e9, True), (12e9, False)])
+def test_a_model_gives_its_memory_back_to_a_training_whose_plan_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, closed: bool
+) -> None:
+    opened: list[Silent] = []
+
+    def load(wanted: Card) -> Ready:
+        opened.append(Silent(wanted))
+        return Ready(opened[-1], "")
+
+    models = Models(load, lambda: (card("big"), ""), runs=tmp_path, free=lambda: free)
+    training = Training(models, tmp_path)
+    planned: list[Form] = []
+
+    def plan(form: Form) -> Iterator[str | None]:
+        planned.append(form)
+        yield None
+        yield "weights   4.5 GB\nat most at once   11.3 GB"
+
+    monkeypatch.setattr(training, "_plan", plan)
+    monkeypatch.setattr(training.jobs, "start", lambda name, stage, commands: None)
+    monkeypatch.setattr(training, "show", lambda name, note: [note])
+    assert list(training.start(*asked(training))) == [[""]]
+    assert not planned  # nothing is loaded that could be given back
+    models.start()
+    with models.lend(card("big")) as ready:
+        ready.result(30)
+    planning, *_, (note,) = training.start(*asked(training))
+    assert "Planning …" in planning[0]
+    assert note == ("big gave its memory back; a question to it loads it again." if closed else "")
+    assert opened[0].closed is closed
+    assert models.holds_memory is not closed
+
+
+def test_a_finished_run_is_compared_with_its_base_in_one_click(training: Training, tmp_path: Path) -> None:
+    for name, base in (("mine-stage-1", "memeworld-base"), ("mine", "mine-stage-1"), ("lost", "nowhere")):
+        (tmp_path / name).mkdir()
+        write_card(tmp_path / name, Card(name, name, "run", "instruct", "vicuna_v1", "pad", base=base))
+    left, right = training.compare("mine")
+    assert (left["value"], right["value"]) == ("run/mine-stage-1", "run/mine")
+    assert training.compare("mine-stage-1")[0]["value"] == "built-in/memeworld-base"
+    for name in ("lost", "nobody", None):
+        assert "value" not in training.compare(name)[1]
 
 
 def test_a_public_page_has_no_event_that_trains(models: Models, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from transformers import ProcessorMixin
 
 from llava_app.conversation import Conversation
 from llava_app.images import Picture
-from llava_app.prompts import knows_clips, prepare, prepare_clip, spread
+from llava_app.prompts import knows_clips, prepare, prepare_clip
 from llava_app.video import Clip
 
 SHARE = 0.5  # of the context that all clips of a conversation take together, at most
@@ -17,22 +17,19 @@ def show_clips(conversation: Conversation, processor: ProcessorMixin, *, limit: 
 
     Where the model knows only pictures the frames come as pictures. It is said when the last question brings a clip.
     """
-    clips = [picture for picture in conversation.pictures if isinstance(picture, Clip)]
-    if not clips:
-        return conversation, None
-    tokens = int(SHARE * limit / len(clips))
     turns = [
-        replace(turn, images=tuple(_thinned(picture, processor, tokens) for picture in turn.images))
+        replace(turn, images=tuple(thinned(picture, conversation, processor, limit=limit) for picture in turn.images))
         for turn in conversation.turns
     ]
-    thinned = replace(conversation, turns=tuple(turns))
-    shown = thinned if knows_clips(processor) else spread(thinned)
-    return shown, _said(thinned, processor)
+    fewer = replace(conversation, turns=tuple(turns))
+    return fewer if knows_clips(processor) else fewer.spread(), _said(fewer, processor)
 
 
-def _thinned(picture: Picture, processor: ProcessorMixin, tokens: int) -> Picture:
+def thinned(picture: Picture, conversation: Conversation, processor: ProcessorMixin, *, limit: int) -> Picture:
+    """A clip of the conversation with as many frames as fit; a picture as it is."""
     if not isinstance(picture, Clip):
         return picture
+    tokens = int(SHARE * limit / sum(isinstance(other, Clip) for other in conversation.pictures))
     first = picture.thinned(1)
     if knows_clips(processor):
         per_frame = prepare_clip(first, processor).tokens

@@ -87,6 +87,10 @@ class ModelProcess:
         """What each would take here; those are missing of which nothing is known."""
         return self.line().call("weigh", cards, precision)
 
+    def free(self) -> float:
+        """Bytes of memory that nobody uses where the models run."""
+        return self.line().call("free")
+
     def line(self) -> "_Line":
         """To the process that lives now."""
         with self._lock:
@@ -269,6 +273,12 @@ class _Host:
             with suppress(ModelError):  # which loading it will tell
                 found[card] = outlook(card, precision, given_back=held)
         return {card: expected for card, expected in found.items() if expected}
+
+    def _free(self) -> float:
+        from llava_app.memory import free_bytes
+        from llava_app.precision import best_device
+
+        return free_bytes(best_device())
 
     def _load(self, card: Card, precision: str, share: float) -> tuple[int, Opened]:
         from llava_app.engine.local import LocalEngine

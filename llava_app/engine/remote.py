@@ -7,7 +7,7 @@ import queue
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openai
@@ -18,8 +18,10 @@ from llava_app.engine import Piece, Sampling
 from llava_app.engine.servers import Servers
 from llava_app.errors import BusyError, ContextError, ModelError, UserError
 from llava_app.images import Picture
+from llava_app.video import Clip
 
 HEARTBEAT = 0.1  # s without news after which a waiting consumer gets an empty piece
+FRAMES = 8  # of a clip, at most: servers know pictures
 TIME_LIMIT = 300.0  # s that one answer may take
 
 logger = logging.getLogger(__name__)
@@ -86,10 +88,13 @@ class RemoteEngine:
         Raises ContextError when the conversation is too long for the server, BusyError when it refuses for now,
         ModelError when it cannot be reached, broke off, does not know the model or cannot see.
         """
+        conversation, left_out = _with_stills(conversation)
         request = _request(self.card.source, conversation, sampling)
         outbox: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
         work = self._servers.start(self._ask(request, outbox, with_pictures=bool(conversation.pictures)))
         try:
+            if left_out:
+                yield Piece("", phase="queued", left_out=left_out)
             yield from self._pieces(outbox)
         finally:
             work.cancel()
@@ -170,6 +175,18 @@ class RemoteEngine:
                         outbox.put(Piece(text, finish, tokens))
         # Nobody reads this after a finish.
         outbox.put(ModelError(f"The server of {self.card.name} broke off. Send the question again."))
+
+
+def _with_stills(conversation: Conversation) -> tuple[Conversation, str | None]:
+    """The conversation with at most FRAMES of each clip as pictures, and what to say of the clips just sent."""
+    turns = tuple(replace(turn, images=tuple(map(_thinned, turn.images))) for turn in conversation.turns)
+    frames = sum(len(image.frames) for image in turns[-1].images if isinstance(image, Clip))
+    said = f"The server is shown {frames} frames of the clip as separate pictures." if frames else None
+    return replace(conversation, turns=turns).spread(), said
+
+
+def _thinned(image: Picture) -> Picture:
+    return image.thinned(FRAMES) if isinstance(image, Clip) else image
 
 
 def _request(model: str, conversation: Conversation, sampling: Sampling) -> dict[str, Any]:

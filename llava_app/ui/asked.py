@@ -10,9 +10,9 @@ from typing import Any
 
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, ImageError
-from llava_app.images import open_image
 from llava_app.limits import Limits
 from llava_app.ui.display import Talk
+from llava_app.ui.files import open_files
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Asked:
     box: dict[str, Any] | None  # what to put back into the box then; None leaves the box alone
     model: str | None
     sampling: Sampling
+    image_mode: str  # as in `images.framed`
     so_far: Talk  # what to keep if nothing more came
     is_begun: bool = False
     is_stopped: bool = False
@@ -73,16 +74,12 @@ class Tab:
 def ask(talk: Talk, question: str, files: Sequence[str], limits: Limits) -> Talk:
     """The talk with this question and these uploaded files. Raises UserError."""
     bounded(question, limits)
-    if len(files) > limits.pictures:
-        raise ImageError(
-            f"There are {len(files)} pictures in this message; the limit is {limits.pictures}. Remove some, then send."
-        )
     if len(talk.conversation.pictures) + len(files) > limits.pictures_kept:
         raise ImageError(
             f"The conversation holds {len(talk.conversation.pictures)} pictures already; the limit is "
             f"{limits.pictures_kept}. Start a new chat."
         )
-    return talk.ask(question, tuple(open_image(file) for file in files))
+    return talk.ask(question, open_files(files, limits))
 
 
 def bounded(question: str, limits: Limits) -> str:

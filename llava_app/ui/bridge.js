@@ -28,6 +28,17 @@ const acts = {
   view: (button, turn) => trigger("select", { turn, picture: Number(button.dataset.picture) }),
 };
 
+// Every question and answer, as the buttons beside them hold them.
+function everything() {
+  const parts = document.querySelectorAll("#conversation :is([data-act=edit], [data-act=copy])");
+  return [...parts].map(({ dataset }) => `${dataset.act === "edit" ? "Question" : "Answer"}: ${dataset.text}`).join("\n\n");
+}
+
+document.addEventListener("click", (event) => {
+  const all = event.target.closest?.("#copy-all");
+  if (all) copy(all, everything());
+});
+
 document.addEventListener("click", (event) => {
   const button = event.target.closest?.("#conversation [data-act]");
   if (!button || (busy() && button.dataset.act !== "copy")) return;

@@ -40,6 +40,14 @@ EDITOR = """
   </form>
 </dialog>
 """
+CAMERA = """
+<dialog class="sheet" aria-label="Camera">
+  <h2>Take a picture</h2>
+  <video autoplay muted playsinline></video>
+  <p role="status"></p>
+  <menu><button data-do="close">Cancel</button><button data-do="take" class="main" disabled>Take it</button></menu>
+</dialog>
+"""
 
 
 def model_list(models: Models) -> tuple[gr.Dropdown, gr.Button]:
@@ -62,6 +70,8 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
     window = _conversation(handlers, votes=feedback is not None)
     with gr.Row(elem_id="quick"):
         quick = [gr.Button(question.rstrip("."), size="sm") for question in QUICK]
+        gr.Button("Camera", size="sm", elem_id="camera-open")
+    gr.HTML("", html_template=CAMERA, js_on_load=_script("camera.js"), elem_id="camera")
     box = _box()
     with gr.Column(elem_id="below"):
         with gr.Accordion("Settings", open=False, elem_id="settings") as drawer:
@@ -72,6 +82,7 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
             if feedback:  # a page of one's own
                 other_model(handlers.models, model, line)
             gr.HTML(KEPT if feedback else "", elem_id="kept", padding=False)
+        gr.Button("Copy all", size="sm", elem_id="copy-all")
         clear = gr.Button("New chat", size="sm", elem_id="clear")
     bridge = gr.HTML("", html_template=EDITOR, js_on_load=_script("bridge.js"), elem_id="bridge")
     sheet = gr.HTML("", js_on_load=_script("viewer.js"), elem_id="viewer")
@@ -84,8 +95,10 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
         conversations, page, panel, tab=tab, talk=talk, window=window, clear=clear, changes=changes, how=EVENT
     )
     viewer = Viewer(handlers.models)
-    _connect_viewer(viewer, sheet, box, bridge=bridge, talk=talk, model=model)
-    drawer.expand(viewer.measure, [talk, model], context, **EVENT)
+    what = [talk, model, controls[-1]]
+    bridge.select(viewer.show, what, sheet, **EVENT)
+    sheet.input(viewer.part, [box, talk], box, **EVENT)
+    drawer.expand(viewer.measure, what, context, **EVENT)
     _connect_models(
         Picker(handlers.models, handlers.gate), page, model, every=every, sheet=sheet, line=line, engine=engine
     )
@@ -169,19 +182,6 @@ def _connect_votes(votes: Verdicts, bridge: gr.HTML, *, outputs: list[Any], mode
         bridge.like(votes.vote, [outputs[0], model], outputs, **EVENT),
         bridge.submit(votes.correct, [outputs[0], model], outputs, **EVENT),
     ]
-
-
-def _connect_viewer(
-    viewer: Viewer,
-    window: gr.HTML,
-    box: gr.MultimodalTextbox,
-    *,
-    bridge: gr.HTML,
-    talk: gr.State,
-    model: gr.Dropdown,
-) -> None:
-    bridge.select(viewer.show, [talk, model], window, **EVENT)
-    window.input(viewer.part, [box, talk], box, **EVENT)
 
 
 def _connect_models(

@@ -18,14 +18,14 @@ import gradio as gr
 from llava_app.chat import reply
 from llava_app.checkpoints import Card
 from llava_app.engine import Sampling
-from llava_app.errors import ImageError, ModelError, UserError
-from llava_app.images import Picture, open_image
+from llava_app.errors import ModelError, UserError
+from llava_app.images import Picture
 from llava_app.ui.api import read_text
 from llava_app.ui.display import Talk, doing, messages
+from llava_app.ui.files import open_files
 from llava_app.ui.models import Models, Ready
 from llava_app.ui.votes import Vote, Votes
 
-MAX_PICTURES = 8  # in one message
 HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
 REDRAW = 0.1  # s between two drawings
 HIDDEN = ("Model A", "Model B")
@@ -78,7 +78,9 @@ class Compare:
             return
         box = {"text": question, "files": files}
         try:
-            asked = self._match(match, left, right, blind=bool(blind)).ask(*_question(question, files))
+            asked = self._match(match, left, right, blind=bool(blind)).ask(
+                read_text("The question", question), open_files(files)
+            )
             yield *self._draw(asked, ("reading", "reading")), gr.update(value=None, submit_btn=False, stop_btn=True), ""
             sampling = Sampling.clamped(temperature=temperature, max_new_tokens=max_new_tokens)
             for so_far, phases in self._answers(asked, sampling):
@@ -114,7 +116,7 @@ class Compare:
         cards = self._models.cards()
         keys = [key for key in (right, *cards) if key in cards]
         for key in keys:
-            base = _base(cards[key], cards)
+            base = base_key(cards[key], cards)
             if base:
                 return gr.update(value=base), gr.update(value=key)
         gr.Info("No model in the list was trained from another one in it. Train one first.")
@@ -203,15 +205,7 @@ def _loading(ready: Future[Ready]) -> str:
     return "queued" if ready.done() else "Loading …"
 
 
-def _question(question: str, files: Sequence[str]) -> tuple[str, tuple[Picture, ...]]:
-    if len(files) > MAX_PICTURES:
-        raise ImageError(
-            f"There are {len(files)} pictures in this message; the limit is {MAX_PICTURES}. Remove some, then send."
-        )
-    return read_text("The question", question), tuple(open_image(file) for file in files)
-
-
-def _base(tuned: Card, cards: dict[str, Card]) -> str | None:
+def base_key(tuned: Card, cards: dict[str, Card]) -> str | None:
     """The key of the model that `tuned` was trained from, where it is in the list.
 
     Of the built-in model, stage 1 is not shipped: there it is the model that stage 1 began with.

@@ -18,8 +18,8 @@ BUTTONS = ("Left is better", "Right is better", "Equally good", "Neither")  # fo
 INVITATION = "### Ask two models the same\nand vote for the better answer"
 
 
-def compare(models: Models, tab: gr.Tab, runs: Path) -> None:
-    """Lay `tab` out and connect it; its votes are kept in `runs`."""
+def compare(models: Models, tab: gr.Tab, runs: Path) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """Lay `tab` out and connect it; its votes are kept in `runs`. Gives the lists of the two models."""
     handlers = Compare(models, Votes(runs / VOTES))
     with gr.Row(elem_id="compare-models"):
         left = gr.Dropdown([], label="Left", elem_id="compare-left", filterable=False)
@@ -61,6 +61,7 @@ def compare(models: Models, tab: gr.Tab, runs: Path) -> None:
         event.then(handlers.settle, match, [*windows, box, line], **EVENT)
     tuned.click(handlers.base_against_tuned, right, [left, right], **EVENT)
     tab.select(handlers.choices, None, [left, right], **EVENT)
+    return left, right
 
 
 def _window(name: str, side: str) -> gr.Chatbot:

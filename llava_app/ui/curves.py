@@ -11,7 +11,7 @@ from llava_app.ui.display import status
 REFRESH = 2  # s between two looks at a run that is watched
 SHOWN_ANSWERS = 4  # evaluations: the first and the last ones
 # What `run_view` gives, in this order.
-LINES = ("line", "run", "loss", "rate", "answers", "log", "timer", "stop", "resume", "chat", "seen")
+LINES = ("line", "run", "loss", "rate", "answers", "log", "timer", "stop", "resume", "chat", "compare", "seen")
 SAID = {
     "queued": ("It waits for the run before it.", "loading"),
     "running": ("It starts.", "loading"),
@@ -32,7 +32,7 @@ def run_view(jobs: list[Job], name: str | None, seen: Any, *, note: str = "") ->
     state, progress = job.state, read_progress(job.folder, job.log)
     now = [job.name, state, progress.step, len(progress.evaluations)]
     if now == seen:
-        return [*[gr.skip()] * 5, last_lines(job.log), *[gr.skip()] * 5]
+        return [*[gr.skip()] * 5, last_lines(job.log), *[gr.skip()] * 6]
     alive = state in ("queued", "running")
     return [
         _line(job.name, state, progress, note),
@@ -44,6 +44,7 @@ def run_view(jobs: list[Job], name: str | None, seen: Any, *, note: str = "") ->
         gr.Timer(active=alive),
         gr.update(interactive=alive),
         gr.update(interactive=state in ("stopped", "failed")),
+        gr.update(interactive=state == "finished"),
         gr.update(interactive=state == "finished"),
         now,
     ]

@@ -103,7 +103,8 @@ class Talk:
     def advance(self, progress: Progress) -> Self:
         """This open talk with as much of the answer as has come."""
         about = Notes(progress.seconds_to_first, progress.tokens_per_second, progress.left_out)
-        return replace(self, conversation=progress.conversation, notes=(*self.notes, about))
+        written = self.conversation.answer(progress.text, progress.conversation.turns[-1].finish or "stopped")
+        return replace(self, conversation=written, notes=(*self.notes, about))
 
 
 Message = dict[str, Any]

@@ -14,8 +14,6 @@ from contextlib import closing
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_pil_to_cache
-from gradio.utils import get_upload_folder
 
 from llava_app.chat import reply
 from llava_app.errors import UserError
@@ -24,12 +22,12 @@ from llava_app.ui.asked import Asked, Tab, ask, bounded
 from llava_app.ui.display import Talk, doing, messages
 from llava_app.ui.door import visitor
 from llava_app.ui.examples import Example
+from llava_app.ui.files import save
 from llava_app.ui.live import Live
 from llava_app.ui.model_table import getting
 from llava_app.ui.models import Models
 from llava_app.ui.settings import Setting, read
 
-MAX_PICTURES = LOCAL.pictures  # in one message
 MAX_CHARACTERS = LOCAL.characters  # in one question; far above any model's context, far below what stalls a tokenizer
 HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
 
@@ -151,7 +149,7 @@ class Handlers:
         if not talk.conversation.turns:
             return UNCHANGED
         turn = talk.conversation.turns[-1]
-        files = [save_pil_to_cache(picture.image, get_upload_folder(), "picture", "png") for picture in turn.images]
+        files = [save(picture) for picture in turn.images]
         shorter = talk.undo()
         return shorter, messages(shorter), gr.update(value={"text": turn.question, "files": files})
 
@@ -187,7 +185,7 @@ class Handlers:
             gr.Warning(html.escape(explain(error)), duration=20)
             return before, messages(before), gr.skip() if box is None else gr.update(value=box)
         shown = opened.cut()
-        tab.asked = Asked(opened, before, box, model, how.sampling, so_far=shown)
+        tab.asked = Asked(opened, before, box, model, how.sampling, how.image_mode, so_far=shown)
         return shown, messages(shown, "reading"), _busy(None if box is None else left)
 
     def _pieces(self, asked: Asked) -> Generator[tuple[Talk, str | None], None, None]:
@@ -199,7 +197,8 @@ class Handlers:
         card = self.models.card(model)
         with self.models.lend(card) as ready:
             yield from _until(ready, talk, lambda: getting(card))
-            with closing(reply(ready.result().engine, talk.conversation, asked.sampling)) as answer:
+            shown = talk.conversation.framed(asked.image_mode)
+            with closing(reply(ready.result().engine, shown, asked.sampling)) as answer:
                 for progress in answer:
                     yield talk.advance(progress), doing(progress)
 

@@ -51,4 +51,4 @@ def _bytes(talk: Talk) -> int:
 
 
 def _size(picture: Picture) -> int:
-    return picture.image.width * picture.image.height * 3
+    return sum(still.image.width * still.image.height * 3 for still in {picture, *picture.stills})

@@ -5,6 +5,7 @@ one big model, or two that are asked together: before another loads, the answers
 and its engine is closed. The built-in models are small and stay, and those on servers need no memory here.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -58,12 +59,13 @@ class Models:
         let_go: Callable[[], None] = lambda: None,
         weigh: Callable[[Sequence[Card]], dict[Card, Outlook]] = lambda cards: {},
         public: bool = False,
+        free: Callable[[], float] = lambda: math.inf,
     ) -> None:
         """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
 
         `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, without waiting.
         `let_go` gives back what is kept of closed engines for the next one.
-        `weigh` says what models would take here, of those that it knows.
+        `weigh` says what models would take here, of those that it knows; `free`, how many bytes nobody uses.
         Visitors of a `public` page cannot have big models fetched from the Hub, nor put the first one out of memory.
         """
         self.first: Future[str] = Future()  # the key of the model to start with
@@ -75,6 +77,7 @@ class Models:
         self._let_go = let_go
         self.weigh = weigh
         self._public = public
+        self.free = free
         self._slots: dict[Card, _Slot] = {}
         self._pairs: list[frozenset[Card]] = []  # lent together
         self._pinned: tuple[Card, ...] = ()
@@ -195,6 +198,12 @@ class Models:
             self._closing = True
             slots = [slot for slot in self._slots.values() if _is_loaded(slot)]
         self._close(slots, limit)
+
+    @property
+    def holds_memory(self) -> bool:
+        """Whether `give_back` has something to give."""
+        with self._lock:
+            return any(card.kind not in LIGHT and _is_loaded(slot) for card, slot in self._slots.items())
 
     def give_back(self) -> list[str]:
         """Close every big engine, when its answers have ended or at the limit; returns the names of their models."""

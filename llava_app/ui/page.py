@@ -66,8 +66,8 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
                 with gr.Tab("Chat", elem_id="chat-tab"):
                     chat(handlers, page, model, every, kept)
                 with gr.Tab("Compare", elem_id="compare-tab") as tab:
-                    compare(models, tab, runs)
-                train(models, runs, model=model)
+                    versus = compare(models, tab, runs)
+                train(models, runs, model=model, versus=versus)
                 with gr.Tab("Data", elem_id="data-tab"):
                     data(DataHandlers(runs / "data"))
                 with gr.Tab("Measure", elem_id="measure-tab"):
@@ -185,6 +185,7 @@ def open_page(
         elsewhere=elsewhere,
         let_go=process.clear,
         weigh=weigh,
+        free=process.free,
         public=public,
     )
     models.start()  # beside the page: neither waits for the other

@@ -12,6 +12,7 @@ from llava_app.engine import Sampling
 from llava_app.errors import ContextError, UserError
 
 MAX_SYSTEM = 4_000  # characters
+IMAGE_MODES = {"own": "as the model was trained", "pad": "whole, on a square", "crop": "the middle square"}
 Setting = float | str | None  # numbers, but for the seed and the system prompt, which are text
 DEFAULTS: tuple[Setting, ...] = (
     Sampling.temperature,
@@ -20,6 +21,7 @@ DEFAULTS: tuple[Setting, ...] = (
     "",
     Sampling.repetition_penalty,
     "",
+    "own",
 )
 
 
@@ -29,6 +31,7 @@ class Settings:
 
     sampling: Sampling
     system: str | None  # None: the model's own
+    image_mode: str = "own"  # as in `images.framed`
 
 
 def read(
@@ -38,6 +41,7 @@ def read(
     seed: Any,
     repetition_penalty: Any = None,
     system: Any = None,
+    image_mode: Any = None,
     *,
     longest: int = Sampling.MAX_NEW_TOKENS[1],
 ) -> Settings:
@@ -59,12 +63,13 @@ def read(
         seed=int(seed) if seed else None,
         repetition_penalty=repetition_penalty,
     )
-    return Settings(replace(sampling, max_new_tokens=min(sampling.max_new_tokens, longest)), system or None)
+    sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, longest))
+    return Settings(sampling, system or None, image_mode if image_mode in tuple(IMAGE_MODES) else "own")
 
 
 def controls(longest: int) -> list[gr.components.Component]:
     """The controls, in the order in which `read` takes them; an answer has `longest` tokens at most."""
-    temperature, top_p, max_new_tokens, seed, repetition_penalty, system = DEFAULTS
+    temperature, top_p, max_new_tokens, seed, repetition_penalty, system, image_mode = DEFAULTS
     return [
         gr.Slider(
             *Sampling.TEMPERATURE,
@@ -109,6 +114,14 @@ def controls(longest: int) -> list[gr.components.Component]:
             lines=2,
             label="System prompt",
             info="What the model is told first. LLaVA-1.5 was tuned with its own; another can make it worse.",
+        ),
+        gr.Dropdown(
+            [(told, mode) for mode, told in IMAGE_MODES.items()],
+            value=image_mode,
+            filterable=False,
+            label="Pictures",
+            info="How the model sees what is no square. Another way than it was trained with can make it worse.",
+            elem_id="image-mode",
         ),
     ]
 

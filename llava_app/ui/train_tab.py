@@ -22,11 +22,12 @@ ABOUT = (
 COLOURS = {"each step": "#d1cdc8", "smoothed": "#c8440f", "held out": "#3b7dd8"}
 BUTTONS = ("Look at the data", "Plan", "Start")
 STYLE = Path(__file__).parent / "train.css"
-TO_THE_CHAT = "() => document.querySelector('[role=tab]').click()"
+TO_THE_CHAT, TO_COMPARE = (f"() => document.querySelectorAll('[role=tab]')[{place}].click()" for place in (0, 1))
 
 
-def train(models: Models, runs: Path, *, model: gr.Dropdown) -> None:
-    """Lay the tab out and connect it; `model` is the page's model list. A run writes to `runs`."""
+def train(models: Models, runs: Path, *, model: gr.Dropdown, versus: tuple[gr.Dropdown, gr.Dropdown]) -> None:
+    """Lay the tab out and connect it; `model` is the page's model list, `versus` the two of the Compare tab. A run
+    writes to `runs`."""
     handlers = Training(models, runs)
     with gr.Tab("Train") as tab, gr.Column(elem_id="train"):
         gr.Markdown(ABOUT)
@@ -46,7 +47,7 @@ def train(models: Models, runs: Path, *, model: gr.Dropdown) -> None:
             told = gr.Textbox(label="Plan, or report on the data", lines=8, max_lines=16, elem_id="train-told")
             pictures = gr.Gallery(label="First examples", columns=3, height=180, elem_id="train-pictures")
         view = [line, *_view()]
-    run, timer, stop, resume, chat, seen = view[1], *view[6:]
+    run, timer, stop, resume, chat, beside, seen = view[1], *view[6:]
     look.click(handlers.look, form, [line, pictures, told], **EVENT)
     plan.click(handlers.plan, form, [line, told], **EVENT)
     gr.on([part.change for part in form], handlers.command, form, command, trigger_mode="always_last", **EVENT)
@@ -55,6 +56,7 @@ def train(models: Models, runs: Path, *, model: gr.Dropdown) -> None:
     stop.click(handlers.stop, run, view, **EVENT)
     resume.click(handlers.resume, run, view, **EVENT)
     chat.click(handlers.chat, run, model, **EVENT).then(None, js=TO_THE_CHAT)
+    beside.click(handlers.compare, run, list(versus), **EVENT).then(None, js=TO_COMPARE)
     run.input(handlers.show, run, view, **EVENT)
     timer.tick(handlers.show, [run, seen], view, **EVENT)
     tab.select(handlers.greet, run, [base, *view], **EVENT)
@@ -93,6 +95,7 @@ def _view() -> list[gr.components.Component]:
         stop = gr.Button("Stop", interactive=False, min_width=100, elem_id="train-stop")
         resume = gr.Button("Resume", interactive=False, min_width=100, elem_id="train-resume")
         chat = gr.Button("Chat with it", interactive=False, min_width=100, elem_id="train-chat")
+        beside = gr.Button("Compare with its base", interactive=False, min_width=100, elem_id="train-compare")
     with gr.Row():
         loss = gr.LinePlot(
             x="step", y="loss", color="which", color_map=COLOURS, label="Loss", height=260, elem_id="train-loss"
@@ -107,4 +110,4 @@ def _view() -> list[gr.components.Component]:
     )
     log = gr.Textbox(label="End of the log", lines=10, max_lines=10, interactive=False, elem_id="train-log")
     timer, seen = gr.Timer(REFRESH, active=False), gr.State()
-    return [run, loss, rate, said, log, timer, stop, resume, chat, seen]
+    return [run, loss, rate, said, log, timer, stop, resume, chat, beside, seen]

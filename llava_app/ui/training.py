@@ -19,6 +19,7 @@ from llava_app.commands import ROOT
 from llava_app.errors import ImageError, RecipeError, UserError
 from llava_app.images import open_image
 from llava_app.jobs import Command, Job, Jobs, ask, short
+from llava_app.ui.compare import base_key
 from llava_app.ui.curves import LINES, run_view
 from llava_app.ui.display import choices, status
 from llava_app.ui.models import Models
@@ -158,25 +159,31 @@ class Training:
         key = f"run/{name}"
         return gr.update(choices=choices(cards), value=key) if key in cards else gr.skip()
 
+    def compare(self, name: str | None) -> tuple[Any, Any]:
+        """The model that a finished run was trained from on the left of the Compare tab, and the run on the right."""
+        cards, key = self.models.cards(), f"run/{name}"
+        base = base_key(cards[key], cards) if key in cards else None
+        if base is None:
+            gr.Info("The model that this run was trained from is not in the list any more. Choose another one.")
+            return gr.skip(), gr.skip()
+        listed = choices(cards)
+        return gr.update(choices=listed, value=base), gr.update(choices=listed, value=key)
+
     def _chosen(self, name: str | None) -> list[Job]:
         return [job for job in self.jobs.all() if job.name == name]
 
     def _make_room(self, form: Form) -> Iterator[str | None]:
-        """Give the GPU memory of the page's models back if the plan needs it; at the end, what to say of that."""
-        import torch  # takes seconds; a page that answers has it already
-
-        from llava_app.memory import free_bytes
-
-        if not torch.cuda.is_available():
+        """Give the memory of the page's models back if the plan needs it; at the end, what to say of that."""
+        if not self.models.holds_memory:
             return
         plan = ""
         for told in self._plan(form):
             plan = told or ""
             yield None
         peak = PEAK.search(plan)
-        names = self.models.give_back() if peak and float(peak[1]) * 1e9 > free_bytes(torch.device("cuda")) else []
+        names = self.models.give_back() if peak and float(peak[1]) * 1e9 > self.models.free() else []
         if names:
-            yield f"{', '.join(names)} gave its GPU memory back; a question to it loads it again."
+            yield f"{', '.join(names)} gave its memory back; a question to it loads it again."
 
     def _plan(self, form: Form) -> Iterator[str | None]:
         overrides, data = self._overrides(form), (f"--data={form.data_path}", *form.image_root)

@@ -7,7 +7,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
-from llava_app.images import Picture
+from llava_app.images import Picture, framed
 from llava_app.ui.display import Talk, data_url
 from llava_app.ui.models import Models
 
@@ -29,16 +29,14 @@ class Viewer:
     def __init__(self, models: Models) -> None:
         self.models = models
 
-    def show(self, chosen: gr.EventData, talk: Talk, model: str | None) -> Any:
+    def show(self, chosen: gr.EventData, talk: Talk, model: str | None, image_mode: str) -> Any:
         """A picture of the conversation, large, and as the model sees it."""
         found = _find(chosen._data, talk)
         if found is None:
             return gr.skip()
         turn, number, picture = found
-        from llava_app.seen import seen
-
         parts = self._parts(model)
-        sight = seen(picture.image, parts[0]) if parts else None
+        sight = _sight(picture, talk, image_mode, *parts) if parts else None
         return sheet(picture, sight, turn=turn, number=number)
 
     def part(self, chosen: gr.EventData, message: dict[str, Any] | None, talk: Talk) -> Any:
@@ -54,7 +52,7 @@ class Viewer:
         message = message or {}
         return gr.update(value={"text": message.get("text") or "", "files": [*(message.get("files") or []), file]})
 
-    def measure(self, talk: Talk, model: str | None) -> str:
+    def measure(self, talk: Talk, model: str | None, image_mode: str) -> str:
         """What the chosen model takes of the memory, and the conversation of its context."""
         from llava_app.seen import use
 
@@ -63,7 +61,9 @@ class Viewer:
             return ""
         processor, plan = parts
         shown = room(plan)
-        return meter(use(talk.conversation, processor, limit=plan.length)) + shown if talk.conversation.turns else shown
+        if not talk.conversation.turns:
+            return shown
+        return meter(use(talk.conversation.framed(image_mode), processor, limit=plan.length)) + shown
 
     def _parts(self, model: str | None) -> "tuple[ProcessorMixin, Plan] | None":
         """Processor and plan of the chosen model; None while it is not loaded, and where it runs elsewhere."""
@@ -72,19 +72,17 @@ class Viewer:
         return ready.opened.parts if ready and ready.opened else None
 
 
+def _sight(picture: Picture, talk: Talk, image_mode: str, processor: "ProcessorMixin", plan: "Plan") -> "Seen":
+    from llava_app.seen import seen
+
+    shown = talk.conversation.framed(image_mode)
+    return seen(framed(picture, image_mode), shown, processor, limit=plan.length)
+
+
 def sheet(picture: Picture, sight: "Seen | None", *, turn: int, number: int) -> str:
     """The dialogue about one picture."""
     about = f"data-turn='{turn}' data-picture='{number}'"
-    tiles = "".join(
-        f"<img src='{data_url(tile, LARGE_SIDE)}' alt='What the model sees, part {place}'>"
-        for place, tile in enumerate(sight.tiles if sight else (), start=1)
-    )
-    sees = ""
-    if sight:
-        width, height = sight.tiles[0].size
-        parts = "" if len(sight.tiles) == 1 else f"{len(sight.tiles)} parts of "
-        told = f"What the model sees: {parts}{width} × {height} pixels, {sight.tokens:,} visual tokens."
-        sees = f"<figure class='sees'><div>{tiles}</div><figcaption>{told}</figcaption></figure>"
+    sees = _sees(sight) if sight else ""
     size = f"{picture.image.width} × {picture.image.height} pixels"
     return (
         f"<dialog class='sheet wide' aria-label='Picture'><h2>{html.escape(picture.name)} · {size}</h2>"
@@ -94,6 +92,31 @@ def sheet(picture: Picture, sight: "Seen | None", *, turn: int, number: int) -> 
         f"{sees}<menu><button data-do='close'>Close</button>"
         f"<button class='main' data-do='part' {about} disabled>Ask about this part</button></menu></dialog>"
     )
+
+
+def _sees(sight: "Seen") -> str:
+    """What the model sees: frames with their times, or the overview and the tiles in their grid."""
+    labels = [f"{time:.1f} s" for time in sight.times] or [f"part {place}" for place in range(1, len(sight.tiles) + 1)]
+    shown = [
+        f"<img src='{data_url(tile, LARGE_SIDE)}' alt='What the model sees, {label}' title='{label}'>"
+        for tile, label in zip(sight.tiles, labels, strict=True)
+    ]
+    if sight.times:
+        shown = [f"<span>{image}<small>{label}</small></span>" for image, label in zip(shown, labels, strict=True)]
+    if sight.columns:
+        shown = [shown[0], f"<div class='grid' style='--columns:{sight.columns}'>{''.join(shown[1:])}</div>"]
+    return f"<figure class='sees'><div>{''.join(shown)}</div><figcaption>{_told(sight)}</figcaption></figure>"
+
+
+def _told(sight: "Seen") -> str:
+    """The same in words."""
+    width, height = sight.tiles[0].size
+    what = f"{width} × {height} pixels, {sight.tokens:,} visual tokens."
+    if not sight.times:
+        parts = "" if len(sight.tiles) == 1 else f"an overview and {len(sight.tiles) - 1} tiles of "
+        return f"What the model sees: {parts}{what}"
+    how = "" if sight.as_clip else " It was not trained on clips: the frames come to it as separate pictures."
+    return f"What the model sees: {len(sight.times)} frames of {what}{how}"
 
 
 def meter(context: "Use") -> str:

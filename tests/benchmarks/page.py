@@ -120,7 +120,7 @@ class Person:
     def ask(self, tokens: int, question: str = QUESTION) -> float:
         """Ask greedily and read to the end; seconds until the first text of the answer."""
         begun = time.perf_counter()
-        settings = [0, 1, tokens, "", 1, ""]  # as `ui.settings.read` takes them
+        settings = [0, 1, tokens, "", 1, "", "own"]  # as `ui.settings.read` takes them
         data = [{"text": question, "files": []}, None, None, "run/endless", *settings]
         first = None
         for event in self._chain:

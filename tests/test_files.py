@@ -1,0 +1,44 @@
+"""Files of a message: pictures, clips, and what only looks like one."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava_app.errors import ImageError, VideoError
+from llava_app.ui.files import MAX_PICTURES, open_files, save
+from llava_app.video import Clip
+from tests.test_video import film
+
+
+@pytest.mark.parametrize("kind", ["mp4", "webm", "gif"])
+def test_a_clip_is_known_by_its_ending(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"film.{kind.upper()}"
+    path.write_bytes(film(kind, frames=6))
+    (clip,) = open_files([str(path)])
+    assert isinstance(clip, Clip)
+    assert len(clip.stills) == 6
+
+
+def test_a_gif_that_does_not_move_is_a_picture_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "still.gif")
+    (picture,) = open_files([str(tmp_path / "still.gif")])
+    assert picture.stills == (picture,)
+    assert picture.image.getpixel((5, 5)) == (255, 0, 0)
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a nonsense")
+    with pytest.raises(ImageError, match=r"broken\.gif"):
+        open_files([str(tmp_path / "broken.gif")])
+    (tmp_path / "broken.mp4").write_bytes(b"nonsense")
+    with pytest.raises(VideoError, match=r"broken\.mp4 is no clip"):
+        open_files([str(tmp_path / "broken.mp4")])
+
+
+def test_too_many_are_refused_before_any_is_opened() -> None:
+    with pytest.raises(ImageError, match="9 pictures in this message; the limit is 8"):
+        open_files(["nowhere.png"] * (MAX_PICTURES + 1))
+
+
+def test_a_picture_goes_back_into_the_box_as_it_was(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), "teal").save(tmp_path / "a.png")
+    (picture,) = open_files([str(tmp_path / "a.png")])
+    assert open_files([save(picture)]) == (picture,)
