@@ -183,7 +183,7 @@ class Handlers:
                     yield status(f"Loading {card.name} …", state="loading")
                     wait([ready], timeout=HEARTBEAT)
                 why = self.models.why(model, ready.result())
-                yield status(card.about, state="ready", why=why, facts=facts(card))
+                yield status(card.about, state="ready", facts=[("Here", why), *facts(card)])
         except Exception as error:
             yield status(explain(error), state="failed")
 

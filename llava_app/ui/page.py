@@ -11,7 +11,7 @@ from llava_app.engine.process import ModelProcess
 from llava_app.errors import UserError
 from llava_app.evaluations import Evaluation
 from llava_app.feedback import Feedback
-from llava_app.ui import api, compare_tab, train_tab
+from llava_app.ui import api
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
@@ -19,11 +19,10 @@ from llava_app.ui.examples import EXAMPLES, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import Models, Ready, ask_remotely, connect, load_locally
-from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
+from llava_app.ui.theme import MARK, SCRIPT, Lava, head
 from llava_app.ui.train_tab import train
 
 TITLE = "LLaVA"
-SUBTITLE = "Show it a picture and ask about it."
 UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
@@ -37,7 +36,7 @@ def build(models: Models, runs: Path, *, public: bool = False) -> gr.Blocks:
     mark = MARK.read_text(encoding="utf-8")
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
-            gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
+            gr.HTML(f"{mark}<h1>{TITLE}</h1>", elem_id="brand")
             model = model_list(handlers)
         if public:
             chat(handlers, page, model, None)
@@ -64,9 +63,8 @@ def _serve(page: gr.Blocks, *, host: str, port: int, mcp: bool) -> None:
             server_name=host,
             server_port=port,
             theme=Lava(),
-            css_paths=[STYLE, compare_tab.STYLE, train_tab.STYLE],
             js=SCRIPT.read_text(encoding="utf-8"),
-            head=HEAD,
+            head=head(),
             favicon_path=MARK,
             allowed_paths=[str(EXAMPLES)],
             max_file_size=UPLOAD_LIMIT,
