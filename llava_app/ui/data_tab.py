@@ -127,7 +127,9 @@ def data(handlers: DataHandlers) -> None:
 def _choices() -> tuple[gr.Textbox, list[gr.components.Component]]:
     """The name of the data set, and what `_order` takes, in its order."""
     with gr.Row():
-        name = gr.Textbox("first", label="Name of the data set", info="The same name goes on.", elem_id="data-name")
+        name = gr.Textbox(
+            "first", label="Name of the data set", info="A name used before goes on.", elem_id="data-name"
+        )
         drawn = gr.Number(
             20,
             label="Draw pictures of the built-in world",
@@ -140,7 +142,7 @@ def _choices() -> tuple[gr.Textbox, list[gr.components.Component]]:
         label="Captions and boxes (COCO .json files, or .jsonl)",
         file_count="multiple",
         file_types=[".json", ".jsonl"],
-        height=120,
+        height=150,
     )
     with gr.Row():
         kinds = gr.CheckboxGroup(list(KINDS), value=list(KINDS[:2]), label="Kinds", elem_id="kinds")

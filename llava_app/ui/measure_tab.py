@@ -20,7 +20,7 @@ EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
 ABOUT = (
     "## Measure a model\n"
     "Every suite runs through the same engine as the chat. **vibes** and **memeworld** need nothing; the others need "
-    "their official files, LLaVA-Bench also a judge (`OPENAI_API_KEY`, `OPENAI_BASE_URL`)."
+    "their official files, and LLaVA-Bench a judge: see `OPENAI_API_KEY` and `OPENAI_BASE_URL` in the README."
 )
 HEAD = ["Model", "Suite", "Score, %", "Questions", "Missing"]
 
@@ -75,7 +75,7 @@ def measure(handlers: MeasureHandlers, page: gr.Blocks) -> None:
         with gr.Row():
             model = gr.Dropdown([], label="Model", elem_id="measure-model")
             suite = gr.Dropdown(list(SUITES), value=SUITES[0], label="Suite", elem_id="measure-suite")
-            limit = gr.Number(0, label="Only the first questions", info="0 is all.", precision=0, minimum=0)
+            limit = gr.Number(0, label="Questions", info="The first so many; 0 is all.", precision=0, minimum=0)
         with gr.Row():
             data = gr.Textbox("", label="Folder of the official files", info="Only for suites that need them.")
             judge = gr.Textbox("", label="Judge", info="The name of a model at the endpoint; only for LLaVA-Bench.")

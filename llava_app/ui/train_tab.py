@@ -97,9 +97,9 @@ def _view() -> list[gr.components.Component]:
         chat = gr.Button("Chat with it", interactive=False, min_width=100, elem_id="train-chat")
     with gr.Row():
         loss = gr.LinePlot(
-            x="step", y="loss", color="which", color_map=COLOURS, label="Loss", height=260, elem_id="train-loss"
+            x="step", y="loss", color="which", color_map=COLOURS, label="Loss", height=300, elem_id="train-loss"
         )
-        rate = gr.LinePlot(x="step", y="learning rate", label="Learning rate", height=260, elem_id="train-rate")
+        rate = gr.LinePlot(x="step", y="learning rate", label="Learning rate", height=300, elem_id="train-rate")
     said = gr.Dataframe(
         label="What it answers as it learns",
         interactive=False,
