@@ -142,7 +142,7 @@ def _choices() -> tuple[gr.Textbox, list[gr.components.Component]]:
         label="Captions and boxes (COCO .json files, or .jsonl)",
         file_count="multiple",
         file_types=[".json", ".jsonl"],
-        height=150,
+        height=120,
     )
     with gr.Row():
         kinds = gr.CheckboxGroup(list(KINDS), value=list(KINDS[:2]), label="Kinds", elem_id="kinds")
