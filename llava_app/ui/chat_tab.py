@@ -23,7 +23,7 @@ from llava_app.ui.viewer import Viewer
 
 HERE = Path(__file__).parent
 REFRESH = 5  # s between two looks at the model list, so that a finished training run appears by itself
-INVITATION = "## Drop a meme here and ask what the joke is\nor start with one of these"
+INVITATION = "## Drop a meme here. Ask what the joke is.\nOr start with one of these."
 QUICK = ("Explain the joke.", "Describe the picture.", "What does the text say?")
 # Nothing here is an endpoint for others, and no component greys out while an answer comes.
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}

@@ -12,10 +12,12 @@ from llava_app.ui.compare import HIDDEN, Compare, Match
 from llava_app.ui.models import Models
 from llava_app.ui.votes import VERDICTS, Votes
 
-STYLE = Path(__file__).parent / "compare.css"
 VOTES = "compare.jsonl"  # in the folder of runs
 BUTTONS = ("Left is better", "Right is better", "Equally good", "Neither")  # for VERDICTS, in their order
-INVITATION = "### Ask two models the same\nand vote for the better answer"
+INVITATIONS = {
+    "left": "### One question, two models\nBoth are shown the same pictures and asked the same words.",
+    "right": "### Which answer is better?\nVote below. Blind hides the names until you have voted.",
+}
 
 
 def compare(models: Models, tab: gr.Tab, runs: Path) -> tuple[gr.Dropdown, gr.Dropdown]:
@@ -71,7 +73,7 @@ def _window(name: str, side: str) -> gr.Chatbot:
         elem_classes="versus",
         layout="bubble",
         height="100%",
-        placeholder=INVITATION,
+        placeholder=INVITATIONS[side],
         allow_tags=False,
         sanitize_html=True,
         latex_delimiters=[],

@@ -28,7 +28,7 @@ def run_view(jobs: list[Job], name: str | None, seen: Any, *, note: str = "") ->
     """
     job = _chosen(jobs, name)
     if job is None:
-        return [status("No run yet. Start one above.", state="ready"), *[gr.skip()] * (len(LINES) - 1)]
+        return [status("No run yet.", state="idle"), *[gr.skip()] * (len(LINES) - 1)]
     state, progress = job.state, read_progress(job.folder, job.log)
     now = [job.name, state, progress.step, len(progress.evaluations)]
     if now == seen:

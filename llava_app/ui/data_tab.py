@@ -23,6 +23,7 @@ DOMAINS = ("general", "medical", "satellite")
 LOOK = 0.5  # s between two looks at a running process
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 ABOUT = (
+    "## Make training data\n"
     "A teacher that sees no picture writes dialogues from captions and boxes. Prompts, filters and file formats "
     "are explained in `finetune/instruct/README.md`."
 )
@@ -108,32 +109,36 @@ class DataHandlers:
 
 def data(handlers: DataHandlers) -> None:
     """Lay the tab out and connect it."""
-    gr.Markdown(ABOUT)
-    name, choices = _choices()
-    with gr.Row():
-        preview, run, stop = (
-            gr.Button(label, variant=variant, min_width=120)
-            for label, variant in (
-                ("Preview prompts and cost", "secondary"),
-                ("Write", "primary"),
-                ("Stop", "secondary"),
+    gr.Markdown(ABOUT, elem_classes="intro")
+    with gr.Column(elem_classes="card"):
+        name, choices = _choices()
+        with gr.Row(elem_classes="buttons"):
+            run, preview, stop = (
+                gr.Button(label, variant=variant)
+                for label, variant in (
+                    ("Write", "primary"),
+                    ("Preview prompts and cost", "secondary"),
+                    ("Stop", "secondary"),
+                )
             )
-        )
-    line = gr.HTML(status("Nothing is running.", state="ready"), elem_id="data-status")
-    prompts = gr.Textbox(label="Exact prompts", lines=3, max_lines=16, interactive=False, elem_id="prompts")
+        line = gr.HTML(status("Nothing is running.", state="idle"), elem_id="data-status")
+        prompts = gr.Textbox(label="Exact prompts", lines=2, max_lines=16, interactive=False, elem_id="prompts")
     preview.click(handlers.preview, [name, *choices], [prompts, line], **EVENT)
     stop.click(handlers.stop, name, None, **EVENT)
-    _browse(handlers, name, run.click(handlers.run, [name, *choices], line, **EVENT))
+    with gr.Column(elem_classes="card"):
+        _browse(handlers, name, run.click(handlers.run, [name, *choices], line, **EVENT))
 
 
 def _choices() -> tuple[gr.Textbox, list[gr.components.Component]]:
     """The name of the data set, and what `_order` takes, in its order."""
     with gr.Row():
-        name = gr.Textbox("first", label="Name of the data set", info="the same name goes on", elem_id="data-name")
+        name = gr.Textbox(
+            "first", label="Name of the data set", info="A name used before goes on.", elem_id="data-name"
+        )
         drawn = gr.Number(
             20,
             label="Draw pictures of the built-in world",
-            info="or give files",
+            info="Or give files below.",
             precision=0,
             minimum=0,
             maximum=10_000,
@@ -147,29 +152,34 @@ def _choices() -> tuple[gr.Textbox, list[gr.components.Component]]:
     with gr.Row():
         kinds = gr.CheckboxGroup(list(KINDS), value=list(KINDS[:2]), label="Kinds", elem_id="kinds")
         domain = gr.Dropdown(
-            list(DOMAINS), value="general", label="Domain", info="or a folder of prompts", allow_custom_value=True
+            list(DOMAINS),
+            value="general",
+            label="Domain",
+            info="Or a folder of prompts.",
+            allow_custom_value=True,
         )
     with gr.Row():
         teacher = gr.Textbox(
-            "template", label="Teacher", info="template, a model's folder, or a model at OPENAI_BASE_URL", scale=2
+            "template", label="Teacher", info="template, a model's folder, or a model at OPENAI_BASE_URL.", scale=2
         )
-        limit = gr.Number(0, label="Only the first", info="pictures; 0 is all", precision=0, minimum=0)
+        limit = gr.Number(0, label="Only the first", info="Pictures; 0 is all.", precision=0, minimum=0)
     with gr.Row():
-        tokens = gr.Number(0, label="Budget in tokens", info="never passed; 0 is no limit", precision=0, minimum=0)
-        money = gr.Number(0, label="Budget in money", info="never passed; 0 is no limit", minimum=0)
-        prompts = gr.Number(0, label="Price of prompts", info="per million tokens", minimum=0)
-        answers = gr.Number(0, label="Price of answers", info="per million tokens", minimum=0)
+        tokens = gr.Number(0, label="Budget in tokens", info="Never passed; 0 is no limit.", precision=0, minimum=0)
+        money = gr.Number(0, label="Budget in money", info="Never passed; 0 is no limit.", minimum=0)
+        prompts = gr.Number(0, label="Price of prompts", info="Per million tokens.", minimum=0)
+        answers = gr.Number(0, label="Price of answers", info="Per million tokens.", minimum=0)
     return name, [files, drawn, kinds, domain, teacher, limit, tokens, money, prompts, answers]
 
 
 def _browse(handlers: DataHandlers, name: gr.Textbox, written: gr.events.Dependency) -> None:
     """Results beside their pictures."""
+    gr.HTML("<h3>Look through it</h3>")
     place = gr.State(0)
     heading = gr.HTML(elem_id="data-heading")
     with gr.Row():
         with gr.Column(scale=2):
             picture = gr.Image(label="Picture", interactive=False, height=300)
-            pictures = gr.Textbox("", label="Folder of your pictures", info="empty for drawn ones", elem_id="pictures")
+            pictures = gr.Textbox("", label="Folder of your pictures", info="Empty for drawn ones.", elem_id="pictures")
         with gr.Column(scale=3):
             dialogue = gr.Dataframe(
                 headers=["Question", "Answer"],
@@ -181,14 +191,14 @@ def _browse(handlers: DataHandlers, name: gr.Textbox, written: gr.events.Depende
             )
     view = [place, heading, picture, dialogue]
     written.then(handlers.show, [name, place, gr.State(0), pictures], view, **EVENT)
-    with gr.Row():
+    with gr.Row(elem_classes="buttons"):
         for label, step in (("Back", -1), ("Show", 0), ("Next", 1)):
-            button = gr.Button(label, min_width=90)
+            button = gr.Button(label)
             button.click(handlers.show, [name, place, gr.State(step), pictures], view, **EVENT)
         for label, verdict in (("Accept", "accept"), ("Keep my edit", "edit"), ("Reject", "reject")):
             inputs = [name, place, gr.State(verdict), dialogue, pictures]
-            gr.Button(label, min_width=90).click(handlers.decide, inputs, view, **EVENT)
-    with gr.Row():
+            gr.Button(label).click(handlers.decide, inputs, view, **EVENT)
+    with gr.Row(elem_classes="buttons"):
         export = gr.Button("Export")
         download = gr.DownloadButton("Download records.json", interactive=False)
     export.click(handlers.export, name, [download, heading], **EVENT)

@@ -164,13 +164,13 @@ def choices(cards: dict[str, Card]) -> list[tuple[str, str]]:
 
 
 def status(about: str, *, state: str, why: str = "", facts: Sequence[tuple[str, str]] = ()) -> str:
-    """The line about the model: what it knows, then how it runs. `state`: "loading" | "ready" | "failed".
+    """The line about the model: what it knows, then how it runs. `state`: "idle" | "loading" | "ready" | "failed".
 
     `facts` are names and values for whoever asks for more.
     """
     detail = f"<span class='why'>{html.escape(why)}</span>" if why else ""
     rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
-    more = f"<details><summary>More about this model</summary><dl>{rows}</dl></details>" if rows else ""
+    more = f"<details><summary>Details</summary><dl>{rows}</dl></details>" if rows else ""
     return (
         f"<div class='status {state}' role='status'><span class='dot' aria-hidden='true'></span>"
         f"<div><p><span class='about'>{html.escape(about)}</span> {detail}</p>{more}</div></div>"

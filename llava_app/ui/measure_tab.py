@@ -18,10 +18,11 @@ from llava_app.ui.models import Models
 LOOK = 0.5  # s between two looks at a running process
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 ABOUT = (
+    "## Measure a model\n"
     "Every suite runs through the same engine as the chat. **vibes** and **memeworld** need nothing; the others need "
-    "their official files, LLaVA-Bench also a judge (`OPENAI_API_KEY`, `OPENAI_BASE_URL`)."
+    "their official files, and LLaVA-Bench a judge: see `OPENAI_API_KEY` and `OPENAI_BASE_URL` in the README."
 )
-HEAD = ["model", "suite", "%", "questions", "missing"]
+HEAD = ["Model", "Suite", "Score, %", "Questions", "Missing"]
 
 
 class MeasureHandlers:
@@ -75,23 +76,25 @@ class MeasureHandlers:
 
 def measure(handlers: MeasureHandlers, page: gr.Blocks) -> None:
     """Lay the tab out and connect it."""
-    gr.HTML("<style>iframe.report { width: 100%; height: 70vh; border: 0; background: #fff }</style>")
-    gr.Markdown(ABOUT)
-    with gr.Row():
-        model = gr.Dropdown([], label="Model", elem_id="measure-model")
-        suite = gr.Dropdown(list(SUITES), value=SUITES[0], label="Suite", elem_id="measure-suite")
-        data = gr.Textbox("", label="Folder of the official files")
-        judge = gr.Textbox("", label="Judge", info="the name of a model at the endpoint")
-        limit = gr.Number(0, label="Only the first … questions", info="0 is all", precision=0, minimum=0)
-    with gr.Row():
-        run, stop = gr.Button("Measure", variant="primary", elem_id="measure-run"), gr.Button("Stop")
-    line = gr.HTML(status("Nothing is running.", state="ready"), elem_id="measure-status")
-    table = gr.Dataframe(headers=HEAD, interactive=False, label="Measured so far", elem_id="measure-reports")
-    with gr.Row():
-        chosen = gr.Dropdown([], label="Report", elem_id="measure-report")
-        several = gr.Dropdown([], label="Models to compare", multiselect=True, elem_id="measure-several")
-        compare = gr.Button("Compare", min_width=120)
-    report = gr.HTML("")
+    gr.Markdown(ABOUT, elem_classes="intro")
+    with gr.Column(elem_classes="card"):
+        with gr.Row():
+            model = gr.Dropdown([], label="Model", elem_id="measure-model")
+            suite = gr.Dropdown(list(SUITES), value=SUITES[0], label="Suite", elem_id="measure-suite")
+            limit = gr.Number(0, label="Questions", info="The first so many; 0 is all.", precision=0, minimum=0)
+        with gr.Row():
+            data = gr.Textbox("", label="Folder of the official files", info="Only for suites that need them.")
+            judge = gr.Textbox("", label="Judge", info="The name of a model at the endpoint; only for LLaVA-Bench.")
+        with gr.Row(elem_classes="buttons"):
+            run, stop = gr.Button("Measure", variant="primary", elem_id="measure-run"), gr.Button("Stop")
+        line = gr.HTML(status("Nothing is running.", state="idle"), elem_id="measure-status")
+    with gr.Column(elem_classes="card"):
+        table = gr.Dataframe(headers=HEAD, interactive=False, label="Measured so far", elem_id="measure-reports")
+        with gr.Row():
+            chosen = gr.Dropdown([], label="Report", elem_id="measure-report")
+            several = gr.Dropdown([], label="Models to compare", multiselect=True, elem_id="measure-several")
+            compare = gr.Button("Compare", min_width=120)
+        report = gr.HTML("")
     run.click(handlers.run, [model, suite, data, judge, limit], line, **EVENT).then(handlers.rows, None, table, **EVENT)
     stop.click(handlers.stop, None, None, **EVENT)
     chosen.input(handlers.show, chosen, report, **EVENT)

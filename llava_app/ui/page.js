@@ -3,6 +3,8 @@ const BOXES = "#box, #compare-box";
 const box = () => [...document.querySelectorAll(BOXES)].find((one) => one.offsetParent).querySelector("[role=group]");
 let dragEnd;
 
+document.querySelector("#panel .toggle-button")?.setAttribute("aria-label", "Conversations");
+
 document.addEventListener("dragover", (event) => {
   if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();

@@ -18,7 +18,7 @@ from llava_app.limits import LOCAL, PUBLIC, Gate, Limits
 from llava_app.logs import start_log
 from llava_app.metrics import check_prometheus
 from llava_app.passwords import Passwords, read_passwords
-from llava_app.ui import api, compare_tab, picker, train_tab
+from llava_app.ui import api
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
@@ -29,7 +29,7 @@ from llava_app.ui.lens import lens
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import LIGHT, Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.operations import routes, serve_until_told
-from llava_app.ui.theme import HEAD, MARK, SCRIPT, STYLE, Lava
+from llava_app.ui.theme import MARK, SCRIPT, Lava, head
 from llava_app.ui.train_tab import train
 from llava_app.ui.uploads import Uploads
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from llava_app.engine.zero import ZeroEngine
 
 TITLE = "LLaVA"
-SUBTITLE = "Show it a picture and ask about it."
 UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 # Who asks on a Space, its proxies say: uvicorn believes those in private networks, and here no one else can reach it.
 PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
@@ -57,7 +56,7 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
     mark = MARK.read_text(encoding="utf-8")
     with Page(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
-            gr.HTML(f"{mark}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div>", elem_id="brand")
+            gr.HTML(f"{mark}<h1>{TITLE}</h1>", elem_id="brand")
             model, every = model_list(models)
         if public:
             chat(handlers, page, model, every, kept)
@@ -94,9 +93,8 @@ def _serve(
             server_name=host,
             server_port=port,
             theme=Lava(),
-            css_paths=[STYLE, compare_tab.STYLE, train_tab.STYLE, picker.STYLE],
             js=SCRIPT.read_text(encoding="utf-8"),
-            head=HEAD,
+            head=head(),
             favicon_path=MARK,
             allowed_paths=[str(EXAMPLES)],
             max_file_size=UPLOAD_LIMIT,

@@ -17,8 +17,6 @@ from llava_app.ui.handlers import HEARTBEAT, explain
 from llava_app.ui.model_table import figures, getting, table
 from llava_app.ui.models import Models
 
-STYLE = Path(__file__).parent / "sheets.css"
-
 
 class Picker:
     """The events of the model list, on the models of this process."""
@@ -53,9 +51,9 @@ class Picker:
                 while not ready.done():
                     yield status(getting(card), state="loading")
                     wait([ready], timeout=HEARTBEAT)
-                why = self.models.why(model, ready.result())
-                more = [*facts(card), *figures(card, self.models.weigh([card]).get(card))]
-                yield status(card.about, state="ready", why=why, facts=more)
+                here = ("Here", self.models.why(model, ready.result()))
+                more = [here, *facts(card), *figures(card, self.models.weigh([card]).get(card))]
+                yield status(card.about, state="ready", facts=more)
         except Exception as error:
             yield status(explain(error), state="failed")
 

@@ -7,12 +7,12 @@ from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
 HERE = Path(__file__).parent
-STYLE = HERE / "page.css"
+SHEETS = tuple(HERE / "style" / f"{name}.css" for name in ("frame", "messages", "chat", "sheets", "models", "tools"))
 SCRIPT = HERE / "page.js"
 MARK = HERE / "mark.svg"
 
 # No picture is ever fetched from elsewhere, whatever an answer or a question contains.
-HEAD = """
+META = """
 <meta http-equiv="Content-Security-Policy" content="img-src 'self' data: blob:; media-src 'self' data: blob:">
 <meta name="color-scheme" content="light dark">
 """
@@ -58,6 +58,12 @@ SYSTEM_FONTS = (
     "sans-serif",
 )
 SYSTEM_MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "Consolas", "Liberation Mono", "monospace")
+
+
+def head() -> str:
+    """What goes into the page's head. As launch(css=…) Gradio would rewrite the sheets, and not know nesting."""
+    sheets = "\n".join(sheet.read_text(encoding="utf-8") for sheet in SHEETS)
+    return f"{META}<style>\n{sheets}</style>\n"
 
 
 class Lava(gr.themes.Base):
@@ -115,5 +121,35 @@ class Lava(gr.themes.Base):
             link_text_color_dark="*primary_300",
             button_primary_background_fill="*primary_600",
             button_primary_background_fill_hover="*primary_700",
+            button_primary_border_color="transparent",
+            button_primary_border_color_dark="transparent",
             button_primary_text_color="white",
+            button_secondary_background_fill="*background_fill_primary",
+            button_secondary_background_fill_dark="*background_fill_primary",
+            button_secondary_background_fill_hover="*background_fill_secondary",
+            button_secondary_background_fill_hover_dark="*background_fill_secondary",
+            button_secondary_border_color="*neutral_300",
+            button_secondary_border_color_dark="*neutral_700",
+            button_border_width="1px",
+            button_border_width_dark="1px",
+            button_large_padding="9px 18px",
+            button_large_radius="*radius_md",
+            button_large_text_size="14px",
+            button_large_text_weight="550",
+            button_small_padding="6px 12px",
+            button_small_radius="*radius_md",
+            button_small_text_size="*text_sm",
+            button_small_text_weight="500",
+            checkbox_label_background_fill="transparent",
+            checkbox_label_background_fill_dark="transparent",
+            checkbox_label_background_fill_selected="transparent",
+            checkbox_label_background_fill_selected_dark="transparent",
+            checkbox_label_border_width="1px",
+            checkbox_label_border_width_dark="1px",
+            checkbox_label_border_color="*neutral_300",
+            checkbox_label_border_color_dark="*neutral_700",
+            checkbox_label_text_size="14px",
+            checkbox_label_padding="7px 12px",
+            checkbox_border_color="*neutral_400",
+            checkbox_border_color_dark="*neutral_600",
         )

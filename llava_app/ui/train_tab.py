@@ -15,13 +15,13 @@ from llava_app.ui.training import FIELDS, FIRST_PICTURES, UNTRAINED, Training
 
 RECIPE = "memeworld_instruct"
 ABOUT = (
-    f"**New here?** One button draws {FIRST_PICTURES:,} small pictures with captions and questions, and trains the "
-    "built-in model on them in its two stages. It takes minutes, without a GPU. The model of the first tab learned the "
-    "same way, from 50 times as many pictures."
+    "## Train a LLaVA\n"
+    f"One button draws {FIRST_PICTURES:,} small pictures with captions and questions, and trains the built-in model on "
+    "them in its two stages. It takes minutes, without a GPU. The model of the first tab learned the same way, from "
+    "50 times as many pictures."
 )
 COLOURS = {"each step": "#d1cdc8", "smoothed": "#c8440f", "held out": "#3b7dd8"}
 BUTTONS = ("Look at the data", "Plan", "Start")
-STYLE = Path(__file__).parent / "train.css"
 TO_THE_CHAT, TO_COMPARE = (f"() => document.querySelectorAll('[role=tab]')[{place}].click()" for place in (0, 1))
 
 
@@ -29,13 +29,14 @@ def train(models: Models, runs: Path, *, model: gr.Dropdown, versus: tuple[gr.Dr
     """Lay the tab out and connect it; `model` is the page's model list, `versus` the two of the Compare tab. A run
     writes to `runs`."""
     handlers = Training(models, runs)
-    with gr.Tab("Train") as tab, gr.Column(elem_id="train"):
-        gr.Markdown(ABOUT)
-        first = gr.Button("Train the built-in model", variant="primary", elem_id="train-first")
+    with gr.Tab("Train", elem_id="train-tab") as tab:
+        gr.Markdown(ABOUT, elem_classes="intro")
+        with gr.Row(elem_classes="buttons"):
+            first = gr.Button("Train the built-in model", variant="primary", elem_id="train-first")
         line = gr.HTML(elem_id="train-line", padding=False)
-        with gr.Accordion("Train what you like", open=False, elem_id="train-own"):
+        with gr.Accordion("Train on your own data", open=False, elem_id="train-own", elem_classes="card"):
             base, form = _form(handlers)
-            with gr.Row():
+            with gr.Row(elem_classes="buttons"):
                 look, plan, start = (gr.Button(text, elem_id=f"train-{text.split()[0].lower()}") for text in BUTTONS)
             command = gr.Code(
                 label="The same in a shell",
@@ -46,7 +47,8 @@ def train(models: Models, runs: Path, *, model: gr.Dropdown, versus: tuple[gr.Dr
             )
             told = gr.Textbox(label="Plan, or report on the data", lines=8, max_lines=16, elem_id="train-told")
             pictures = gr.Gallery(label="First examples", columns=3, height=180, elem_id="train-pictures")
-        view = [line, *_view()]
+        with gr.Column(elem_id="train-view", elem_classes="card"):
+            view = [line, *_view()]
     run, timer, stop, resume, chat, beside, seen = view[1], *view[6:]
     look.click(handlers.look, form, [line, pictures, told], **EVENT)
     plan.click(handlers.plan, form, [line, told], **EVENT)
@@ -90,7 +92,7 @@ def _form(handlers: Training) -> tuple[gr.Dropdown, list[gr.components.Component
 
 def _view() -> list[gr.components.Component]:
     """What `run_view` fills after the line, in its order."""
-    with gr.Row():
+    with gr.Row(elem_classes="buttons"):
         run = gr.Dropdown([], label="Run", filterable=False, scale=3, elem_id="train-run")
         stop = gr.Button("Stop", interactive=False, min_width=100, elem_id="train-stop")
         resume = gr.Button("Resume", interactive=False, min_width=100, elem_id="train-resume")
@@ -98,9 +100,9 @@ def _view() -> list[gr.components.Component]:
         beside = gr.Button("Compare with its base", interactive=False, min_width=100, elem_id="train-compare")
     with gr.Row():
         loss = gr.LinePlot(
-            x="step", y="loss", color="which", color_map=COLOURS, label="Loss", height=260, elem_id="train-loss"
+            x="step", y="loss", color="which", color_map=COLOURS, label="Loss", height=300, elem_id="train-loss"
         )
-        rate = gr.LinePlot(x="step", y="learning rate", label="Learning rate", height=260, elem_id="train-rate")
+        rate = gr.LinePlot(x="step", y="learning rate", label="Learning rate", height=300, elem_id="train-rate")
     said = gr.Dataframe(
         label="What it answers as it learns",
         interactive=False,

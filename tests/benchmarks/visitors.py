@@ -163,7 +163,7 @@ class Visitor:
 
     async def _ask(self, question: str, tokens: int, files: list[File] = [], *, look: Any = None) -> Heard:  # noqa: B006
         uploaded = [await self._tab.upload(content, name) for name, content in files]
-        settings = [0, 1, tokens, "", 1, ""]  # as `ui.settings.read` takes them
+        settings = [0, 1, tokens, "", 1, "", "own"]  # as `ui.settings.read` takes them
         box = {"text": question, "files": uploaded}
         return await self._run(self._page.ask, box, None, None, self._model, *settings, look=look)
 

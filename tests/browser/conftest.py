@@ -20,6 +20,7 @@ from playwright.sync_api import (
 from tests.browser.endless import write_endless_model
 from tests.serving import PATIENCE, serving
 
+SCREENSHOTS = Path(__file__).parent / "screenshots"  # not in the repository; CI may keep them
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
     "--no-sandbox",
@@ -100,21 +101,29 @@ class Visit:
             self.complaints.append(f"console: {message.text}")
 
 
+def _keep_pictures(visit: Visit, test: str) -> None:
+    """A picture of each open tab as the test left it, for people to look at."""
+    for number, page in enumerate(visit.context.pages, start=1):
+        page.screenshot(path=SCREENSHOTS / f"{test}-{number}.png")
+
+
 @pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Visit]:
+def visit(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iterator[Visit]:
     """A visitor with a desktop window. Afterwards: nothing was fetched from elsewhere and no error was logged."""
     context = browser.new_context(viewport={"width": 1280, "height": 860})
     visit = Visit(context, address)
     yield visit
+    _keep_pictures(visit, request.node.name)
     context.close()
     assert not visit.complaints, "\n".join(visit.complaints)
 
 
 @pytest.fixture
-def phone(browser: Browser, address: str) -> Iterator[Visit]:
+def phone(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iterator[Visit]:
     """A visitor with a phone, held upright."""
     context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     visit = Visit(context, address)
     yield visit
+    _keep_pictures(visit, f"{request.node.name}-phone")
     context.close()
     assert not visit.complaints, "\n".join(visit.complaints)
