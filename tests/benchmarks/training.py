@@ -35,10 +35,10 @@ from finetune.collate import IGNORE, StepCollator
 from finetune.data import Examples, check
 from finetune.memeworld.dataset import make_dataset
 from finetune.optimise import make_optimizer
-from finetune.packing import use_packed_attention
+from finetune.packing import use_packing
 from finetune.recipe import Recipe, recipe_from
 from finetune.stages import apply_stage
-from finetune.supervision import SupervisedLoss
+from finetune.supervision import SupervisedLoss, compile_layers
 from finetune.train import Course, take_step
 from llava_app.checkpoints import built_in
 from llava_app.loading import Loaded, load, make_processor
@@ -162,16 +162,16 @@ def our_steps(loaded: Loaded, recipe: Recipe, examples: list[Encoded]) -> Steps:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16"}[recipe.precision])
     model = learning(loaded.model, recipe)
-    use_packed_attention(model, recipe.max_length)
+    use_packing(model, recipe.max_length)
     if recipe.compile:
-        for layer in model.model.language_model.layers:
-            layer.compile(dynamic=True)
+        compile_layers(model)
     wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), make_optimizer(model, recipe))
     run = Run("", "", Path(), Path(), recipe)
     course = Course(
         run, Path(), accelerator, wrapped, optimizer, Examples((), loaded.processor, max_length=1), [], [], 1
     )
-    collator = StepCollator(loaded.processor.tokenizer.pad_token_id, recipe.micro_batch, recipe.packing)
+    tokens = loaded.processor.tokenizer.pad_token_id, loaded.processor.image_token_id
+    collator = StepCollator(*tokens, recipe.micro_batch, recipe.packing)
     losses, seconds = [], []
     for start in range(0, len(examples), recipe.global_batch):
         begun = time.process_time()
