@@ -79,7 +79,7 @@ def packed_attention(
 def _attend_within(attend: Callable[..., Any], states: Sequence[Tensor], parts: list[int]) -> Tensor:
     """Each example by itself, with what all begin with before it. That is kept from the first example only."""
     beginning, *examples = zip(*(some.split(parts, dim=2) for some in states), strict=True)
-    attended = []
+    attended: list[Tensor] = []
     for example in examples:
         whole = (torch.cat(pair, dim=2) for pair in zip(beginning, example, strict=True))
         attended.append(attend(*whole, None)[0][:, parts[0] if attended else 0 :])
