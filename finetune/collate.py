@@ -23,7 +23,8 @@ class Batch:
     """N examples as tensors: packed, one row of S tokens in which they follow each other; or padded, one row each.
 
     There is no attention mask. Padded: attention is causal, so no token sees the padding after it. Packed: positions
-    and lengths say where an example begins, and no token sees another example.
+    and `parts` say where an example begins, and no token sees another example. What all examples of the row begin with
+    (the system prompt) stands in it once, before the rest of the first.
     """
 
     input_ids: Tensor  # (B, S) int64
@@ -31,6 +32,7 @@ class Batch:
     pixel_values: Tensor | None  # (T, 3, H, W) float32, the pictures of all examples in order, or all their tiles
     lengths: Tensor  # (N,) int64, tokens of each example, always on the CPU
     positions: Tensor | None = None  # packed: (1, S) int64, of each token in its example
+    parts: Tensor | None = None  # packed: (1 + N,) int64, tokens that all share, then each example's own; on the CPU
     image_sizes: Tensor | None = None  # (I, 2) int64, height and width of each picture in tiles, always on the CPU
     squeezed: Tensor | None = None  # (I,) bool, on the CPU: one tile all the same; OneVision's, several in an example
     features: Tensor | None = None  # (T, P, V), what the vision tower sees in the pictures, where it is known already
@@ -44,11 +46,6 @@ class Batch:
     def tokens(self) -> int:
         """How many tokens it has, without padding."""
         return int(self.lengths.sum())
-
-    @property
-    def packed_lengths(self) -> Tensor | None:
-        """The lengths, for an attention that has to keep examples of one row apart."""
-        return None if self.positions is None else self.lengths
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -70,14 +67,31 @@ def pad(examples: Sequence[Encoded], pad_id: int) -> Batch:
     return Batch(input_ids, labels, _pixels(examples), _lengths(examples), **_tiles(examples))
 
 
-def pack(examples: Sequence[Encoded]) -> Batch:
-    """All examples behind each other in one row, nothing padded."""
-    input_ids = torch.cat([example.input_ids for example in examples])
-    labels = torch.cat([_labels(example) for example in examples])
-    positions = torch.cat([torch.arange(len(example.input_ids)) for example in examples])
-    return Batch(
-        input_ids[None], labels[None], _pixels(examples), _lengths(examples), positions[None], **_tiles(examples)
-    )
+def pack(examples: Sequence[Encoded], image_id: int) -> Batch:
+    """All examples behind each other in one row, nothing padded, and what they all begin with only once."""
+    lengths, shared = _lengths(examples), _shared(examples, image_id)
+    kept = [slice(shared if place else 0, None) for place in range(len(examples))]
+    input_ids = torch.cat([example.input_ids[part] for example, part in zip(examples, kept, strict=True)])
+    labels = torch.cat([_labels(example)[part] for example, part in zip(examples, kept, strict=True)])
+    positions = torch.cat([torch.arange(length)[part] for length, part in zip(lengths.tolist(), kept, strict=True)])
+    parts = torch.cat((torch.tensor([shared]), lengths - shared))
+    return Batch(input_ids[None], labels[None], _pixels(examples), lengths, positions[None], parts, **_tiles(examples))
+
+
+def _shared(examples: Sequence[Encoded], image_id: int) -> int:
+    """How many tokens all examples begin with that are text and before what is learned; 0 for one example alone."""
+    if len(examples) == 1:
+        return 0
+    limit = min(_unlearned(example) for example in examples)
+    begun = torch.stack([example.input_ids[:limit] for example in examples])
+    alike = (begun == begun[0]).all(dim=0) & (begun[0] != image_id)
+    return int(alike.cumprod(0).sum())
+
+
+def _unlearned(example: Encoded) -> int:
+    """How many tokens could stand elsewhere: they are not learned, and neither is the one behind them."""
+    learned = example.supervised.nonzero()
+    return max(0, (int(learned[0]) if len(learned) else len(example.input_ids)) - 1)
 
 
 def _labels(example: Encoded) -> Tensor:
@@ -112,6 +126,7 @@ class StepCollator:
     """The examples of one step → its micro-batches. Picklable, so that worker processes can hold it."""
 
     pad_id: int
+    image_id: int
     micro_batch: int
     packing: bool
 
@@ -119,7 +134,7 @@ class StepCollator:
         """Consecutive micro-batches; the last may be smaller."""
         starts = range(0, len(examples), self.micro_batch)
         parts = [examples[start : start + self.micro_batch] for start in starts]
-        return [pack(part) if self.packing else pad(part, self.pad_id) for part in parts]
+        return [pack(part, self.image_id) if self.packing else pad(part, self.pad_id) for part in parts]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
-"""Attention for several examples in one row: each token sees the earlier tokens of its own example only."""
+"""Several examples in one row: each token sees its own example only, and what teaches nothing is not computed."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,21 +9,43 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from llava_app.engine.decoder import LLAMA_KIN
 from llava_app.errors import TrainingError
 
 NAME = "packed"
 
 
-def use_packed_attention(model: LlavaForConditionalGeneration, max_length: int) -> None:
-    """Let the language model attend within examples of up to `max_length` tokens.
+def use_packing(model: LlavaForConditionalGeneration, max_length: int) -> None:
+    """Let the language model read rows of several examples, each of up to `max_length` tokens.
 
-    Raises TrainingError where its own attention would look back on fewer tokens than that.
+    It then takes `parts` and `taught` (see `collate.Batch`), and returns hidden states at the taught tokens only,
+    (1, T, D). Raises TrainingError where its own attention would look back on fewer tokens than `max_length`.
     """
     window = getattr(model.config.text_config, "sliding_window", None) or max_length
     if window < max_length:
         raise TrainingError(f"The model looks back on {window} tokens. Set max_length={window} or less.")
     AttentionInterface.register(NAME, packed_attention)
     model.model.language_model.set_attn_implementation(NAME)
+    last = model.model.language_model.layers[-1]
+    trimmed = _llama_layer if model.config.text_config.model_type in LLAMA_KIN else _any_layer
+    last.forward = partial(trimmed, last, last.forward)
+
+
+def _any_layer(
+    layer: nn.Module, whole: Any, hidden: Tensor, *, taught: Tensor | None = None, **settings: Any
+) -> Tensor:
+    """The last layer of any language model, at the taught tokens where a row is packed."""
+    hidden = whole(hidden, **settings)
+    return hidden if taught is None else hidden[:, taught]
+
+
+def _llama_layer(layer: Any, whole: Any, hidden: Tensor, *, taught: Tensor | None = None, **settings: Any) -> Tensor:
+    """The last layer of Llama and its kin. Of the tokens that teach nothing, only keys and values are of use in it."""
+    if taught is None:
+        return whole(hidden, **settings)
+    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), queries=taught, **settings)
+    hidden_1TD = hidden[:, taught] + attended[:, taught]
+    return hidden_1TD + layer.mlp(layer.post_attention_layernorm(hidden_1TD))
 
 
 @torch.compiler.disable
@@ -31,15 +55,48 @@ def packed_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: None,
-    lengths: Tensor | None = None,
+    parts: Tensor | None = None,
+    queries: Tensor | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """(1, H, S, E) → (1, S, H, E), where the row holds examples of `lengths` tokens; without them, plain causality.
+    """(1, H, S, E) → (1, S, H, E), where the row has the `parts` of a packed batch; without them, plain causality.
 
-    One call per example: a mask for the whole row would cost S² instead of the sum of the squares, and keep the fused
-    kernels (on a GPU, flash attention) from being used.
+    Zeros where a token is not among `queries`, (T,), if they are given. One call per example: a mask for the whole row
+    would cost S² instead of the sum of the squares, and keep the fused kernels (on a GPU, flash attention) from being
+    used. A CPU attends in float32, because its backward pass takes twice as long in bfloat16.
     """
-    if lengths is None:
-        return sdpa_attention_forward(module, query, key, value, None, **settings)
-    parts = zip(*(states.split(lengths.tolist(), dim=2) for states in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *part, None, **settings)[0] for part in parts], dim=1), None
+    attend = partial(sdpa_attention_forward, module, **settings)
+    if parts is None:
+        return attend(query, key, value, None)
+    dtype = torch.float32 if query.device.type == "cpu" else query.dtype
+    states = [states.to(dtype) for states in (query, key, value)]
+    with torch.autocast(query.device.type, enabled=False):
+        if queries is None:
+            return _attend_within(attend, states, parts.tolist()), None
+        return _attend_at(attend, states, parts, queries), None
+
+
+def _attend_within(attend: Callable[..., Any], states: Sequence[Tensor], parts: list[int]) -> Tensor:
+    """Each example by itself, with what all begin with before it. That is kept from the first example only."""
+    beginning, *examples = zip(*(some.split(parts, dim=2) for some in states), strict=True)
+    attended: list[Tensor] = []
+    for example in examples:
+        whole = (torch.cat(pair, dim=2) for pair in zip(beginning, example, strict=True))
+        attended.append(attend(*whole, None)[0][:, parts[0] if attended else 0 :])
+    return torch.cat(attended, dim=1)
+
+
+def _attend_at(attend: Callable[..., Any], states: Sequence[Tensor], parts: Tensor, queries: Tensor) -> Tensor:
+    """As above, for some of the tokens, none of which is in the beginning that all share."""
+    query, *seen = states
+    beginning, *examples = zip(*(some.split(parts.tolist(), dim=2) for some in seen), strict=True)
+    ends = parts.cumsum(0)
+    counts = torch.searchsorted(queries.cpu(), ends).diff().tolist()
+    attended = []
+    for example, asked, end in zip(examples, queries.split(counts), ends[1:], strict=True):
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(beginning, example, strict=True))
+        before = asked - end + keys.shape[2]  # how many tokens of its example stand before it
+        mask = torch.arange(keys.shape[2], device=keys.device) <= before[:, None]
+        attended.append(attend(query[:, :, asked], keys, values, mask[None, None])[0])
+    rows = torch.cat(attended, dim=1)
+    return rows.new_zeros(query.transpose(1, 2).shape).index_copy(1, queries, rows)

@@ -1,5 +1,7 @@
 """The forward pass of training: a batch → the sum of its losses, with no work for what teaches nothing."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,14 +32,19 @@ class SupervisedLoss(nn.Module):
                 seen = _rows_of_tiles(self.llava, seen, batch.image_sizes, batch.squeezed)
             places = (batch.input_ids == self.llava.config.image_token_id)[..., None]
             embeds_BSD = embeds_BSD.masked_scatter(places, seen)
-        hidden_BSD = self.llava.model.language_model(
-            inputs_embeds=embeds_BSD, position_ids=batch.positions, lengths=batch.packed_lengths, use_cache=False
-        ).last_hidden_state
         targets = batch.labels[:, 1:]
         taught = targets != IGNORE
-        logits_NV = self.llava.lm_head(hidden_BSD[:, :-1][taught]).float()
+        logits_NV = self.llava.lm_head(self._read(embeds_BSD, batch, taught)).float()
         loss = functional.cross_entropy(logits_NV, targets[taught], reduction="sum")
         return loss if features_IPV is not None else loss + 0 * self._unused()
+
+    def _read(self, embeds_BSD: Tensor, batch: Batch, taught: Tensor) -> Tensor:
+        """What the language model makes of the tokens that teach, (N, D)."""
+        read = partial(self.llava.model.language_model, inputs_embeds=embeds_BSD, use_cache=False)
+        if batch.parts is None:
+            return read().last_hidden_state[:, :-1][taught]
+        places = taught[0].nonzero()[:, 0]
+        return read(position_ids=batch.positions, parts=batch.parts, taught=places).last_hidden_state[0]
 
     def _unused(self) -> Tensor:
         """Something of every weight that text alone does not reach: every process needs a gradient for every weight."""
@@ -82,3 +89,9 @@ def tower_features(llava: LlavaForConditionalGeneration, pixels_I3HW: Tensor) ->
         for layer in used_layers(llava):
             hidden_IPV = layer(hidden_IPV, None)
     return hidden_IPV[:, 1:] if llava.config.vision_feature_select_strategy == "default" else hidden_IPV
+
+
+def compile_layers(llava: LlavaForConditionalGeneration) -> None:
+    """Compile the layers that training runs, at their first use; one by one, so that equal ones share a graph."""
+    for layer in (*llava.model.language_model.layers, *used_layers(llava)):
+        layer.compile(dynamic=True)

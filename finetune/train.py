@@ -30,11 +30,11 @@ from finetune.interrupt import Interrupted, StopSignal, ignore_in_worker
 from finetune.log import Log
 from finetune.optimise import learning_rate_at, make_optimizer, set_rate
 from finetune.output import Output
-from finetune.packing import use_packed_attention
+from finetune.packing import use_packing
 from finetune.processes import even, gathered, is_sharded, over_processes, share_out
 from finetune.recipe import Recipe
 from finetune.stages import apply_stage, describe, trainable
-from finetune.supervision import SupervisedLoss
+from finetune.supervision import SupervisedLoss, compile_layers
 from llava_app.checkpoints import Card, find, write_card
 from llava_app.errors import TrainingError
 from llava_app.loading import load
@@ -154,15 +154,14 @@ def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked
 
 def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe, computed: torch.dtype) -> dict[str, int]:
     """Make the model learn as the recipe says; returns the number of learning parameters per part."""
-    use_packed_attention(model, recipe.max_length)
+    use_packing(model, recipe.max_length)
     if recipe.lora_rank:
         add_adapters(model, recipe)
     precision.keep(model, recipe, computed)
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if recipe.compile:
-        for layer in model.model.language_model.layers:  # one by one: they share one graph, compiled once
-            layer.compile(dynamic=True)
+        compile_layers(model)
     return apply_stage(model, recipe.stage, vision=recipe.vision_learning_rate is not None)
 
 
@@ -200,8 +199,8 @@ def _sampler(course: Course) -> StepSampler:
 
 
 def _collator(course: Course) -> StepCollator:
-    recipe = course.run.recipe
-    return StepCollator(course.examples.processor.tokenizer.pad_token_id, recipe.micro_batch, recipe.packing)
+    recipe, processor = course.run.recipe, course.examples.processor
+    return StepCollator(processor.tokenizer.pad_token_id, processor.image_token_id, recipe.micro_batch, recipe.packing)
 
 
 def _loader(course: Course, start: int) -> DataLoader[Any]:

@@ -1,10 +1,11 @@
 """Training beside the usual way, in one run: python -m tests.benchmarks.training [--quick] [--json].
 
-T is transformers' own `Trainer` with a padding collator. Both sides start each round from the same weights and take the
-same steps on the same examples; the losses must agree to four digits in float32. Rounds alternate, the first step of
-each is ignored and the fastest of the others counts. Both have one thread, and seconds are those that the processor
-gave to it, so that other programs do not count. Absolute figures belong to the machine, ratios travel. A full run
-writes results/training.json.
+T is transformers' own `Trainer` with a padding collator, in the same precision unless a row says otherwise. Both sides
+start each round from the same weights and take the same steps on the same examples; the losses must agree to four
+digits in float32. Rounds alternate, the first step of each is ignored and the fastest of the others counts. Compiled:
+the recipe's `compile`, which the built-in world's own stages set where there is a compiler. Both sides have one thread,
+and seconds are those that the processor gave to it, so that other programs do not count. Absolute figures belong to the
+machine, ratios travel. A full run writes results/training.json.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,10 +37,10 @@ from finetune.collate import IGNORE, StepCollator
 from finetune.data import Examples, check
 from finetune.memeworld.dataset import make_dataset
 from finetune.optimise import make_optimizer
-from finetune.packing import use_packed_attention
+from finetune.packing import use_packing
 from finetune.recipe import Recipe, recipe_from
 from finetune.stages import apply_stage
-from finetune.supervision import SupervisedLoss
+from finetune.supervision import SupervisedLoss, compile_layers
 from finetune.train import Course, take_step
 from llava_app.checkpoints import built_in
 from llava_app.loading import Loaded, load
@@ -49,17 +51,46 @@ from tests.benchmarks.engine import RESULTS, Row, random_llava
 RATE = 1e-4
 PEAK_BATCH = 8
 TEMPLATES = {"align": "plain", "instruct": "vicuna_v1"}
+PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # as accelerate calls them
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train here, and how many times as fast as T in `baseline` it is to be."""
+
+    precision: str = "float32"
+    compiled: bool = False
+    at_least: float | None = None
+    baseline: str = "float32"
+
+    @property
+    def name(self) -> str:
+        against = "" if self.baseline == self.precision else f", against T in {self.baseline}"
+        return self.precision + ", compiled" * self.compiled + against
 
 
 @dataclass(frozen=True)
 class Effort:
     rounds: int
     steps: int  # of each round, the first of which is ignored
-    batch: int
-    compiled: bool  # whether the compiled layers are measured too
+    batch: int  # with 64 image tokens; a quarter of it with 576
+    small: tuple[Way, ...]  # with 64 image tokens
+    large: tuple[Way, ...]  # with 576
+    checkpointed: bool  # whether memory is measured with gradient checkpointing too
 
 
-FULL, QUICK = Effort(3, 5, 32, True), Effort(1, 3, 8, False)
+FULL = Effort(
+    rounds=3,
+    steps=3,
+    batch=32,
+    small=(
+        Way(), Way(compiled=True, at_least=3), Way("bfloat16", compiled=True, at_least=4.5),
+        Way("bfloat16", compiled=True, baseline="bfloat16"),
+    ),
+    large=(Way(), Way(compiled=True, at_least=1.7), Way("bfloat16", compiled=True, at_least=1.7, baseline="bfloat16")),
+    checkpointed=True,
+)  # fmt: skip
+QUICK = Effort(1, 2, 8, (Way(at_least=3), Way("bfloat16", at_least=4.5)), (Way(at_least=1.7),), checkpointed=False)
 
 
 @dataclass(frozen=True)
@@ -68,10 +99,6 @@ class Steps:
 
     losses: list[float]
     seconds: list[float]
-
-    @property
-    def fastest(self) -> float:
-        return min(self.seconds[1:])
 
 
 def main() -> None:
@@ -95,37 +122,43 @@ def main() -> None:
         written = {"measured_on": machine, "rows": [asdict(row) for row in rows]}
         (RESULTS / "training.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     if options.json:
-        print(json.dumps([asdict(row) for row in rows]))
+        print(json.dumps([{k: v for k, v in asdict(row).items() if k != "unit"} for row in rows]))
 
 
 def measure(effort: Effort) -> Iterator[Row]:
     small = load(built_in(), "float32")
-    yield speed("64 image tokens, stage 2, float32", small, "instruct", effort, at_least=3)
-    yield speed("64 image tokens, stage 2, bfloat16", small, "instruct", effort, at_least=4.5, precision="bfloat16")
-    if effort.compiled:
-        yield speed("64 image tokens, stage 2, float32, compiled", small, "instruct", effort, compile=True)
+    yield from speeds("64 image tokens, instruct", small, effort.small, effort, batch=effort.batch)
     large = random_llava("576 image tokens", side=336, width=192, layers=6, inner=512)
-    for stage in ("align", "instruct"):
-        yield speed(f"576 image tokens, {stage}, float32", large, stage, effort, at_least=1.7)
-    usual, packed, checkpointed = (in_a_new_process(side) for side in ("usual", "packed", "checkpointed"))
-    yield Row("peak memory, 32k vocabulary", packed, usual, usual / packed, 2.4, "GB")
-    yield Row("the same with checkpointing", checkpointed, usual, usual / checkpointed, None, "GB")
+    for stage in TEMPLATES:
+        yield from speeds(f"576 image tokens, {stage}", large, effort.large, effort, batch=effort.batch // 4)
+    usual, packed = in_a_new_process("usual"), in_a_new_process("packed")
+    yield Row("peak memory of a step, 32k vocabulary", packed, usual, usual / packed, 2.4, "GB")
+    if effort.checkpointed:
+        least = in_a_new_process("checkpointed")
+        yield Row("the same with gradient checkpointing", least, usual, usual / least, None, "GB")
 
 
-def speed(
-    name: str, loaded: Loaded, stage: str, effort: Effort, *, at_least: float | None = None, **settings: Any
-) -> Row:
-    """Samples per second of both sides. The baseline computes in float32 whatever our side does."""
-    recipe = recipe_for(stage, effort.batch, **settings)
-    examples = encoded_examples(loaded, recipe, effort.batch * effort.steps)
-    ours, usual = [], []
+def speeds(name: str, loaded: Loaded, ways: Sequence[Way], effort: Effort, *, batch: int) -> Iterator[Row]:
+    """Samples per second, a row for each way. The stage is the last word of the name."""
+    stage = name.split()[-1]
+    examples = encoded_examples(loaded, recipe_for(stage, batch), batch * effort.steps)
+    usual: dict[str, list[Steps]] = {way.baseline: [] for way in ways}
+    ours: dict[tuple[str, bool], list[Steps]] = {(way.precision, way.compiled): [] for way in ways}
     for _ in range(effort.rounds):
-        ours.append(our_steps(loaded, recipe, examples))
-        usual.append(usual_steps(loaded, recipe, examples))
-    if recipe.precision == "float32":
-        agree(ours[0].losses, usual[0].losses)
-    mine, theirs = (effort.batch / min(steps.fastest for steps in side) for side in (ours, usual))
-    return Row(name, mine, theirs, mine / theirs, at_least, "samples/s")
+        for precision, rounds in usual.items():
+            rounds.append(usual_steps(loaded, recipe_for(stage, batch, precision=precision), examples))
+        for (precision, compiled), rounds in ours.items():
+            recipe = recipe_for(stage, batch, precision=precision, compile=compiled)
+            rounds.append(our_steps(loaded, recipe, examples))
+            if precision == "float32":
+                agree(rounds[-1].losses, usual["float32"][-1].losses)
+    for way in ways:
+        mine, theirs = (batch / fastest(side) for side in (ours[way.precision, way.compiled], usual[way.baseline]))
+        yield Row(f"{name}, {way.name}", mine, theirs, mine / theirs, way.at_least, "samples/s")
+
+
+def fastest(rounds: Sequence[Steps]) -> float:
+    return min(min(steps.seconds[1:]) for steps in rounds)
 
 
 def agree(ours: Sequence[float], usual: Sequence[float]) -> None:
@@ -161,18 +194,18 @@ def encoded_examples(loaded: Loaded, recipe: Recipe, count: int) -> list[Encoded
 def our_steps(loaded: Loaded, recipe: Recipe, examples: list[Encoded]) -> Steps:
     """The training loop of this repository, without its files."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16"}[recipe.precision])
+    accelerator = Accelerator(mixed_precision=PRECISIONS[recipe.precision])
     model = learning(loaded.model, recipe)
-    use_packed_attention(model, recipe.max_length)
+    use_packing(model, recipe.max_length)
     if recipe.compile:
-        for layer in model.model.language_model.layers:
-            layer.compile(dynamic=True)
+        compile_layers(model)
     wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), make_optimizer(model, recipe))
     run = Run("", "", Path(), Path(), recipe)
     course = Course(
         run, Path(), accelerator, wrapped, optimizer, Examples((), loaded.processor, max_length=1), [], [], 1
     )
-    collator = StepCollator(loaded.processor.tokenizer.pad_token_id, recipe.micro_batch, recipe.packing)
+    tokens = loaded.processor.tokenizer.pad_token_id, loaded.processor.image_token_id
+    collator = StepCollator(*tokens, recipe.micro_batch, recipe.packing)
     losses, seconds = [], []
     for start in range(0, len(examples), recipe.global_batch):
         begun = time.process_time()
@@ -193,7 +226,7 @@ def learning(model: LlavaForConditionalGeneration, recipe: Recipe) -> LlavaForCo
 
 
 def usual_steps(loaded: Loaded, recipe: Recipe, examples: list[Encoded]) -> Steps:
-    """T, in float32."""
+    """T."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
@@ -201,6 +234,7 @@ def usual_steps(loaded: Loaded, recipe: Recipe, examples: list[Encoded]) -> Step
             learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=recipe.gradient_clip, logging_steps=1,
             save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False, use_cpu=True,
             dataloader_pin_memory=False, train_sampling_strategy="sequential",
+            bf16=recipe.precision == "bfloat16",
         )  # fmt: skip
         clock = StepClock()
         trainer = Trainer(
@@ -254,8 +288,8 @@ def padding(pad_id: int) -> Callable[[Sequence[Encoded]], dict[str, Tensor]]:
 
 def in_a_new_process(side: str) -> float:
     """GB that a step takes at most, weights and optimiser included, in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak, (side,)) / 1e9
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(peak, side).result() / 1e9
 
 
 def peak(side: str) -> float:

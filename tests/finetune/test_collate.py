@@ -2,11 +2,13 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finetune.collate import CHUNK, IGNORE, PAD_MULTIPLE, StepCollator, StepSampler, pack, pad
 from llava_app.prompts import Encoded
 
-PAD = 99
+PAD, IMAGE = 99, 98
 
 
 def example(ids: list[int], supervised: list[int], images: int = 0) -> Encoded:
@@ -37,7 +39,7 @@ def test_widths_are_whole_multiples(length: int) -> None:
 
 
 def test_packed_examples_follow_each_other_and_their_positions_start_anew() -> None:
-    batch = pack([example([5, 6, 7], [0, 2], images=1), example([9, 10], [0, 1], images=2)])
+    batch = pack([example([5, 6, 7], [0, 2], images=1), example([9, 10], [0, 1], images=2)], IMAGE)
     assert batch.input_ids.tolist() == [[5, 6, 7, 9, 10]]
     assert batch.labels.tolist() == [[IGNORE, IGNORE, 7, IGNORE, 10]]
     assert batch.positions is not None
@@ -47,8 +49,43 @@ def test_packed_examples_follow_each_other_and_their_positions_start_anew() -> N
     assert (batch.lengths.tolist(), batch.supervised, batch.tokens) == ([3, 2], 2, 5)
 
 
+def test_a_packed_row_has_what_all_begin_with_once() -> None:
+    one, other = example([1, 2, 3, IMAGE, 5, 6], [5], images=1), example([1, 2, 3, IMAGE, 7], [4], images=1)
+    batch = pack([one, other, one], IMAGE)
+    assert batch.parts is not None
+    assert batch.positions is not None
+    assert batch.parts.tolist() == [3, 3, 2, 3]
+    assert batch.input_ids.tolist() == [[1, 2, 3, IMAGE, 5, 6, IMAGE, 7, IMAGE, 5, 6]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5, 3, 4, 3, 4, 5]]
+    assert (batch.tokens, batch.supervised) == (17, 3)
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> list[Encoded]:
+    """Examples that may begin alike, with what is learned anywhere."""
+    ids = draw(st.lists(st.lists(st.sampled_from([1, 2, IMAGE]), min_size=1, max_size=8), min_size=1, max_size=4))
+    return [example(some, draw(st.lists(st.integers(0, len(some) - 1), max_size=3))) for some in ids]
+
+
+@given(alike())
+def test_a_packed_row_has_every_example_whole(examples: list[Encoded]) -> None:
+    batch, lone = pack(examples, IMAGE), [pack([some], IMAGE) for some in examples]
+    assert batch.parts is not None
+    shared, *own = (
+        part for tensor in (batch.input_ids, batch.labels) for part in tensor[0].split(batch.parts.tolist())
+    )
+    ids, begun, labels = own[: len(examples)], own[len(examples)], own[len(examples) + 1 :]
+    assert (begun == IGNORE).all()
+    assert IMAGE not in shared.tolist()
+    for some, its_ids, its_labels in zip(lone, ids, labels, strict=True):
+        assert torch.equal(torch.cat((shared, its_ids))[None], some.input_ids)
+        assert torch.equal(torch.cat((begun, its_labels))[None], some.labels)
+        assert its_labels[0] == IGNORE or len(examples) == 1
+    assert batch.supervised == sum(some.supervised for some in lone)
+
+
 def test_a_packed_step_has_one_row_per_micro_batch() -> None:
-    batches = StepCollator(PAD, 2, packing=True)([example([n, n], []) for n in range(5)])
+    batches = StepCollator(PAD, IMAGE, 2, packing=True)([example([n, n], []) for n in range(5)])
     assert [batch.input_ids.shape for batch in batches] == [(1, 4), (1, 4), (1, 2)]
 
 
@@ -63,7 +100,7 @@ def test_a_first_token_is_never_counted_since_nothing_predicts_it() -> None:
 
 
 def test_a_step_is_cut_into_micro_batches() -> None:
-    batches = StepCollator(PAD, 2, packing=False)([example([n], []) for n in range(5)])
+    batches = StepCollator(PAD, IMAGE, 2, packing=False)([example([n], []) for n in range(5)])
     assert [len(batch.input_ids) for batch in batches] == [2, 2, 1]
 
 

@@ -89,7 +89,7 @@ def batch(loaded: Loaded, data: Path) -> Batch:
     records = read_records(data)[:6]
     examples = tuple(Example(record, (data.parent / record["image"][0],), 0) for record in records)
     encoded = Examples(examples, loaded.processor, max_length=512)
-    return StepCollator(0, 6, packing=False)([encoded[place] for place in range(6)])[0]
+    return StepCollator(0, 3, 6, packing=False)([encoded[place] for place in range(6)])[0]
 
 
 def test_features_come_from_the_tower_once(

@@ -10,18 +10,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.optim import SGD
 
+from finetune import packing
 from finetune.__main__ import main
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, pad
 from finetune.data import Example, Examples, read_records
 from finetune.held_out import UNREADABLE, answers
 from finetune.optimise import learning_rate_at
-from finetune.packing import use_packed_attention
+from finetune.packing import use_packing
 from finetune.recipe import load_recipe, recipe_from
 from finetune.stages import PARTS, STAGES, apply_stage, part_of, trainable
 from finetune.supervision import SupervisedLoss
 from finetune.train import Course, take_step, train
 from llava_app.checkpoints import find, read_card
+from llava_app.engine.decoder import LLAMA_KIN
 from llava_app.errors import TrainingError
 from llava_app.loading import Loaded, load
 
@@ -46,12 +48,14 @@ def command(stage: str, base: Path, data: Path, *more: str) -> list[str]:
     return [stage, "--base", str(base), "--data", str(data), "--name", "mine", "--allow-refused", "0.2", *FAST, *more]
 
 
-def batches_of(loaded: Loaded, data: Path, *, micro: int, count: int = 8, packing: bool = True) -> list[Batch]:
+def batches_of(loaded: Loaded, data: Path, *, micro: int, count: int = 8, packed: bool = True) -> list[Batch]:
     records = read_records(data)[:count]
     examples = tuple(Example(record, (data.parent / record["image"][0],), 0) for record in records)
     encoded = Examples(examples, loaded.processor, max_length=512)
-    use_packed_attention(loaded.model, 512)
-    return StepCollator(loaded.processor.tokenizer.pad_token_id, micro, packing)([encoded[n] for n in range(count)])
+    use_packing(loaded.model, 512)
+    processor = loaded.processor
+    collator = StepCollator(processor.tokenizer.pad_token_id, processor.image_token_id, micro, packed)
+    return collator([encoded[n] for n in range(count)])
 
 
 def course(
@@ -72,19 +76,23 @@ def course(
 
 def test_loss_is_the_models_own_at_the_supervised_tokens(base: Path, data: Path) -> None:
     loaded = load(read_card(base), "float32")
-    (batch,) = batches_of(loaded, data, micro=8, packing=False)
+    (batch,) = batches_of(loaded, data, micro=8, packed=False)
     mine = SupervisedLoss(loaded.model)(batch) / batch.supervised
     theirs = loaded.model(input_ids=batch.input_ids, pixel_values=batch.pixel_values, labels=batch.labels).loss
     torch.testing.assert_close(mine, theirs)
 
 
-def test_packed_padded_and_single_examples_have_one_loss_and_one_gradient(base: Path, data: Path) -> None:
+@pytest.mark.parametrize("kin", [LLAMA_KIN, ()])
+def test_packed_padded_and_single_examples_have_one_loss_and_one_gradient(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, *, kin: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(packing, "LLAMA_KIN", kin)
     results = []
-    for micro, packing in ((8, True), (8, False), (1, False)):
+    for micro, packed in ((8, True), (8, False), (1, False)):
         loaded = load(read_card(base), "float32")
         apply_stage(loaded.model, "instruct")
         model = SupervisedLoss(loaded.model)
-        loss = sum(model(batch) for batch in batches_of(loaded, data, micro=micro, packing=packing))
+        loss = sum(model(batch) for batch in batches_of(loaded, data, micro=micro, packed=packed))
         loss.backward()
         results.append((loss.detach(), {name: weight.grad for name, weight in trainable(loaded.model).items()}))
     for loss, gradients in results[1:]:
@@ -97,25 +105,28 @@ def test_a_packed_example_does_not_see_the_one_before_it(base: Path, data: Path)
     loaded = load(read_card(base), "float32")
     (batch,) = batches_of(loaded, data, micro=2, count=2)
     assert batch.positions is not None
+    assert batch.parts is not None
+    begin, end = int(batch.parts[0]), int(batch.lengths[0])
     with torch.no_grad():
         embeds = loaded.model.get_input_embeddings()(batch.input_ids)
         changed = embeds.clone()
-        changed[:, : batch.lengths[0]] = 1.0
+        changed[:, begin:end] = 1.0
         one, other = (
             loaded.model.model.language_model(
-                inputs_embeds=some, position_ids=batch.positions, lengths=batch.lengths
+                inputs_embeds=some, position_ids=batch.positions, parts=batch.parts
             ).last_hidden_state
             for some in (embeds, changed)
         )
-    assert torch.equal(one[:, batch.lengths[0] :], other[:, batch.lengths[0] :])
-    assert not torch.equal(one[:, : batch.lengths[0]], other[:, : batch.lengths[0]])
+    assert begin > 100  # the system prompt in bytes
+    assert torch.equal(one[:, end:], other[:, end:])
+    assert not torch.equal(one[:, begin:end], other[:, begin:end])
 
 
 def test_a_model_that_looks_back_on_fewer_tokens_is_not_packed(base: Path) -> None:
     model = load(read_card(base), "float32").model
     model.config.text_config.sliding_window = 100
     with pytest.raises(TrainingError, match="max_length=100"):
-        use_packed_attention(model, 512)
+        use_packing(model, 512)
 
 
 def test_micro_batches_of_any_size_make_the_same_step(base: Path, data: Path) -> None:

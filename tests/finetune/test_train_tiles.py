@@ -11,7 +11,7 @@ from finetune.__main__ import main
 from finetune.assemble import assemble
 from finetune.collate import StepCollator
 from finetune.data import Example, Examples, read_records
-from finetune.packing import use_packed_attention
+from finetune.packing import use_packing
 from finetune.recipe import load_recipe
 from finetune.supervision import SupervisedLoss
 from llava_app.checkpoints import read_card
@@ -44,8 +44,10 @@ def test_the_loss_is_the_models_own(tiled: Path, data: Path, *, packing: bool) -
         labels = one.input_ids.where(one.supervised, -100)[None]
         inputs = {"input_ids": one.input_ids[None], "pixel_values": one.pixel_values, **one.shapes}
         theirs += float(loaded.model(**inputs, labels=labels).loss.detach() * one.supervised[1:].sum())
-    use_packed_attention(loaded.model, 512)
-    (batch,) = StepCollator(loaded.processor.tokenizer.pad_token_id, 5, packing)([encoded[n] for n in range(5)])
+    use_packing(loaded.model, 512)
+    processor = loaded.processor
+    collator = StepCollator(processor.tokenizer.pad_token_id, processor.image_token_id, 5, packing)
+    (batch,) = collator([encoded[n] for n in range(5)])
     assert float(SupervisedLoss(loaded.model)(batch).detach()) == pytest.approx(theirs, rel=1e-4)
 
 
