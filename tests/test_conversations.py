@@ -179,6 +179,16 @@ def test_a_file_that_cannot_be_imported_is_told_and_nothing_changes(
         )
 
 
+def test_the_list_of_a_tab_holds_no_pictures_and_opening_finds_them(conversations: Conversations) -> None:
+    first, second = talk("First?", picture=True), talk("Second?")
+    browser, shelf = kept(conversations, first, second)
+    assert not any(entry.talk.conversation.pictures for entry in shelf)
+    assert [turn["pictures"] for turn in json.loads(browser.talks[first.key])["turns"]] == [1]
+    again, _, shelf, listing, _ = conversations.open(first.key, Tab(), second, shelf)
+    assert again.conversation.pictures == (RED,)
+    assert listed(listing) == ["Second?", "First?"]  # it was only opened
+
+
 def test_the_list_is_bounded(conversations: Conversations) -> None:
     _, shelf = kept(conversations, *(talk(f"{number}?") for number in range(MOST_TALKS + 3)))
     assert (len(shelf), shelf[0].title) == (MOST_TALKS, f"{MOST_TALKS + 2}?")

@@ -34,11 +34,12 @@ EMPTY = "New chat"
 
 @dataclass(frozen=True)
 class Entry:
-    """A conversation in the list."""
+    """A conversation in the list, whose pictures are left to `Live`: each tab keeps a list, and memory is bounded."""
 
     title: str
-    talk: Talk
+    talk: Talk  # without pictures
     time: float  # of the last change, in seconds since 1970
+    pictures: tuple[int, ...]  # how many each of its questions has
 
 
 Shelf = tuple[Entry, ...]  # newest first
@@ -57,7 +58,7 @@ class Conversations:
         shelf = tuple(entries[:MOST_TALKS])
         key = stored.get("current")
         found = [entry.talk for entry in shelf if entry.talk.key == key]
-        talk = found[0] if found else self._known(key) or Talk()
+        talk = self._known(key) or (found[0] if found else Talk())
         return self._shown(talk, shelf)
 
     def keep(self, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
@@ -146,10 +147,22 @@ def _with(shelf: Shelf, talk: Talk) -> Shelf:
     if not talk.conversation.turns:
         return shelf
     before = [entry for entry in shelf if entry.talk.key == talk.key]
-    if before and before[0].talk == talk:
+    now = _listed(before[0].title if before else _title(talk), talk, time.time())
+    if before and before[0].talk == now.talk:
         return shelf
-    title = before[0].title if before else _title(talk)
-    return (Entry(title, talk, time.time()), *_without(shelf, talk))[:MOST_TALKS]
+    return (now, *_without(shelf, talk))[:MOST_TALKS]
+
+
+def _listed(title: str, talk: Talk, changed: float) -> Entry:
+    pictures = tuple(len(turn.images) for turn in talk.conversation.turns)
+    turns = tuple(replace(turn, images=()) for turn in talk.conversation.turns)
+    notes = [*talk.notes, *[Notes()] * (len(turns) - len(talk.notes))]
+    told = tuple(
+        replace(note, left_out=_gone(gone)) if gone else note for note, gone in zip(notes, pictures, strict=True)
+    )
+    return Entry(
+        title, replace(talk, conversation=replace(talk.conversation, turns=turns), notes=told), changed, pictures
+    )
 
 
 def _own(shelf: Shelf, talk: Talk) -> Entry:
@@ -175,8 +188,8 @@ def _listing(shelf: Shelf, talk: Talk) -> Any:
 def _stored(entry: Entry) -> dict[str, Any]:
     """A conversation as the browser keeps it: everything but the pictures."""
     turns = [
-        {"question": turn.question, "pictures": len(turn.images), "answer": turn.answer, "finish": turn.finish}
-        for turn in entry.talk.conversation.turns
+        {"question": turn.question, "pictures": pictures, "answer": turn.answer, "finish": turn.finish}
+        for turn, pictures in zip(entry.talk.conversation.turns, entry.pictures, strict=True)
     ]
     return {"key": entry.talk.key, "title": entry.title, "time": entry.time, "turns": turns}
 
@@ -185,14 +198,14 @@ def _entry(key: str, stored: dict[str, Any], live: Talk | None) -> Entry:
     """A conversation from the browser; as `live` where the server still knows it. Raises what bad data raises."""
     title, changed = str(stored["title"])[:TITLE_LENGTH], float(stored["time"])
     if live is not None:
-        return Entry(title, live, changed)
-    turns, notes = stored["turns"], []
+        return _listed(title, live, changed)
+    turns, notes, pictures = stored["turns"], [], []
     if not KEY.fullmatch(key) or not 0 < len(turns) <= MOST_TURNS:
         raise DataError("a conversation from the browser has a wrong key or number of turns")
     for turn in turns:
-        gone = int(turn["pictures"])
-        notes.append(Notes(left_out=_gone(gone) if gone else None))
-    return Entry(title, Talk(Conversation(tuple(map(_turn, turns))), tuple(notes), key), changed)
+        pictures.append(int(turn["pictures"]))
+        notes.append(Notes(left_out=_gone(pictures[-1]) if pictures[-1] else None))
+    return Entry(title, Talk(Conversation(tuple(map(_turn, turns))), tuple(notes), key), changed, tuple(pictures))
 
 
 def _turn(stored: dict[str, Any]) -> Turn:

@@ -74,12 +74,12 @@ def test_the_model_here_takes_forged_turns_as_text_too(visitor: Visitor) -> None
 
 @pytest.mark.parametrize("session", ["", "a", "../../etc/passwd", "x" * 30_000, "\x00", "{}", "__init__"])
 def test_a_forged_session_is_an_empty_one(public: Public, visitor: Visitor, session: str) -> None:
-    visitor.ask("My secret is 4711.")
+    visitor.ask("My secret is pomegranate.")
     own, visitor.session = visitor.session, session
     settled = visitor.call("settle", [None, None])
-    assert "4711" not in settled.everything
+    assert "pomegranate" not in settled.everything
     visitor.session = own
-    assert "4711" in visitor.call("settle", [None, None]).everything
+    assert "pomegranate" in visitor.call("settle", [None, None]).everything
 
 
 @pytest.mark.parametrize("session", [17, ["a"], {"a": 1}, True])
@@ -91,13 +91,13 @@ def test_a_session_that_is_no_text_is_refused(visitor: Visitor, session: Any) ->
 
 def test_a_conversation_opens_for_its_key_alone(visit: Callable[[], Visitor]) -> None:
     first = visit()
-    first.ask("My secret is 4711.")
+    first.ask("My secret is pomegranate.")
     kept = first.call("keep", [None, None])
     key = kept.data[2]["current"]
     assert len(key) >= 20
     for guess in (key[:-1], key[:-1] + "!", key.lower() + "x", "", secrets.token_urlsafe(16), [key], {"key": key}):
-        assert "4711" not in visit().call("restore", [{"current": guess, "talks": []}]).everything
-    assert "4711" in visit().call("restore", [{"current": key, "talks": []}]).everything
+        assert "pomegranate" not in visit().call("restore", [{"current": guess, "talks": []}]).everything
+    assert "pomegranate" in visit().call("restore", [{"current": key, "talks": []}]).everything
 
 
 def paths(secret: Path, public: Public) -> list[str]:
@@ -138,7 +138,7 @@ def test_only_what_was_uploaded_is_opened_whatever_an_event_is_given(
             data = [values.get(kind, [file] if kind == "api" else None) for kind in kinds]
             outcome = visitor.call(event, data)
             tried += 1
-            for leaked in ("root:", "Traceback", '"template"', "<dialog", "4711"):
+            for leaked in ("root:", "Traceback", '"template"', "<dialog", "pomegranate"):
                 assert leaked not in outcome.everything, (path, event["api_name"])
     assert tried > 60
     assert len(public.asked) == since

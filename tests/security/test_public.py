@@ -118,8 +118,8 @@ def test_a_public_page_shows_its_shorter_answers_in_the_settings(visitor: Visito
 
 
 def test_every_visitor_begins_with_nothing(public: Public, visit: Callable[[], Visitor]) -> None:
-    visit().ask("My secret is 4711.")
+    visit().ask("My secret is pomegranate.")
     with visit() as other:
-        assert "4711" not in other.ask("What is the secret?").everything
+        assert "pomegranate" not in other.ask("What is the secret?").everything
     told = [message for request in public.asked[-1:] for message in request["messages"]]
-    assert "4711" not in str(told)
+    assert "pomegranate" not in str(told)
