@@ -81,6 +81,7 @@ def test_an_answer_with_markup_scripts_and_remote_pictures_fetches_and_runs_noth
     assert "<script>window.ran = 1</script>" in answer.inner_text()
     assert page.locator(ACTIVE).count() == 0
     assert page.evaluate(RAN)
+    assert visit.complaints == []
     page.reload()  # what is kept in the browser is shown anew
     page.locator("#conversation .bot").last.get_by_text("The end.").wait_for()
     assert page.locator(ACTIVE).count() == 0
@@ -90,4 +91,6 @@ def test_an_answer_with_markup_scripts_and_remote_pictures_fetches_and_runs_noth
     assert f"{FAR}/plain" in addresses  # a link is one, to be clicked
     assert all(address is None or address.startswith(FAR) for address in addresses)
     context.close()
-    assert (visit.complaints, dialogs) == ([], [])
+    # Of the page that was left, Gradio's client logs that its stream broke off.
+    assert [told for told in visit.complaints if not told.startswith("console:")] == []
+    assert dialogs == []

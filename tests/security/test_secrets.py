@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.openai_server import Status, openai_server
 from tests.security.conftest import SECRETS, SERVER_PASSWORD, Public
 from tests.security.visitor import Visitor
@@ -45,21 +43,19 @@ try:
     list(ask_remotely(servers.cards()[0], servers).engine.answer(Conversation().ask("?"), Sampling()))
 finally:
     servers.close()
+    connect(["owner:{SERVER_PASSWORD}@host"])
 """
         told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert "asks for a key" in told.stderr
-    assert_hidden(told.stderr + told.stdout, "the error")
-    code = f"from llava_app.ui.models import connect; connect(['owner:{SERVER_PASSWORD}@host'])"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert "is no address of a server" in told.stderr
-    assert SERVER_PASSWORD not in told.stderr.rpartition("UserError")[2]
+    said = [line for line in told.stderr.splitlines() if not line.startswith("  ")]  # without the source of this test
+    assert "“host” is no address of a server" in said[-1]
+    assert_hidden("\n".join(said) + told.stdout, "the errors")
 
 
-@pytest.mark.parametrize("refusal", ["Incorrect API key provided: {key}.", "Bearer {key} is not known"])
-def test_a_key_that_a_teacher_repeats_in_its_refusal_is_not_written_down(tmp_path: Path, refusal: str) -> None:
+def test_a_key_that_a_teacher_repeats_in_its_refusal_is_not_written_down(tmp_path: Path) -> None:
     key = SECRETS["OPENAI_API_KEY"]
     (tmp_path / "captions.jsonl").write_text('{"image": "a.png", "captions": ["A cat."]}\n', encoding="utf-8")
-    with openai_server([Status(401, message=refusal.format(key=key))]) as server:
+    with openai_server([Status(401, message=f"Incorrect API key provided: {key}.")]) as server:
         command = ["generate", "captions.jsonl", "--out=set", "--teacher=scripted"]
         told = subprocess.run(
             [sys.executable, "-m", "finetune", *command],
