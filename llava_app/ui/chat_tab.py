@@ -15,7 +15,6 @@ from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, choices, status
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
 from llava_app.ui.models import Models
-from llava_app.ui.other_model import other_model
 from llava_app.ui.picker import Picker
 from llava_app.ui.side_panel import connect_panel, side_panel
 from llava_app.ui.verdicts import Verdicts
@@ -63,8 +62,10 @@ def model_list(models: Models) -> tuple[gr.Dropdown, gr.Button]:
     return listing, gr.Button("All models", size="sm", elem_id="all-models")
 
 
-def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Button, feedback: Feedback | None) -> None:
-    """Lay the chat out below what is on `page`, and connect it and the model list."""
+def chat(
+    handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Button, feedback: Feedback | None
+) -> gr.Accordion:
+    """Lay the chat out below what is on `page`, and connect it and the model list; returns its drawer of settings."""
     panel = side_panel()
     line = gr.HTML(status("Starting …", state="loading"), elem_id="status")
     window = _conversation(handlers, votes=feedback is not None)
@@ -79,8 +80,6 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
             reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
             context = gr.HTML(elem_id="context", padding=False)
             engine = gr.HTML(elem_id="engine", padding=False)
-            if feedback:  # a page of one's own
-                other_model(handlers.models, model, line)
             gr.HTML(KEPT if feedback else "", elem_id="kept", padding=False)
         gr.Button("Copy all", size="sm", elem_id="copy-all")
         clear = gr.Button("New chat", size="sm", elem_id="clear")
@@ -104,6 +103,7 @@ def chat(handlers: Handlers, page: gr.Blocks, model: gr.Dropdown, every: gr.Butt
     )
     page.load(handlers.begun, None, box, **EVENT)
     settings.connect(page, controls, reset)
+    return drawer
 
 
 def _script(name: str) -> str:

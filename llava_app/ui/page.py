@@ -29,6 +29,7 @@ from llava_app.ui.lens import lens
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import LIGHT, Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.operations import routes, serve_until_told
+from llava_app.ui.other_model import other_model
 from llava_app.ui.theme import MARK, SCRIPT, Lava, head
 from llava_app.ui.train_tab import train
 from llava_app.ui.uploads import Uploads
@@ -62,8 +63,8 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
             chat(handlers, page, model, every, kept)
         else:
             with gr.Tabs(elem_id="tabs"):
-                with gr.Tab("Chat", elem_id="chat-tab"):
-                    chat(handlers, page, model, every, kept)
+                with gr.Tab("Chat", elem_id="chat-tab"), chat(handlers, page, model, every, kept):
+                    other_model(models, model)
                 with gr.Tab("Compare", elem_id="compare-tab") as tab:
                     versus = compare(models, tab, runs)
                 train(models, runs, model=model, versus=versus)

@@ -31,7 +31,7 @@ def test_a_folder_that_is_typed_answers(visit: Visit, tmp_path: Path) -> None:
     box = page.get_by_label("Another model")
     box.fill("nobody has this")
     box.press("Enter")
-    expect(page.locator("#status")).to_contain_text("There is no model “nobody has this”")
+    expect(page.get_by_text("There is no model “nobody has this”")).to_be_visible()
     box.fill(str(tmp_path / "typed"))
     box.press("Enter")
     expect(page.locator("#status")).to_contain_text("used as its own files say")
