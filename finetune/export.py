@@ -16,6 +16,7 @@ from llava_app.adapters import base_of, merge
 from llava_app.checkpoints import Card, read_card, write_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError, TrainingError
+from llava_app.evaluations import read_scores
 from llava_app.images import Picture
 from llava_app.loading import Loaded, load
 from llava_app.prompts import encode
@@ -50,7 +51,10 @@ def export(run: Path, out: Path) -> Card:
         dtype = torch.bfloat16
     merge(loaded.model)
     save_model(out, loaded.model, loaded.model.state_dict(), processor=loaded.processor, dtype=dtype)
-    merged = replace(card, source=str(out), base=base.name if base else card.base)
+    scores = {
+        score.suite: f"{score.value:.1f} % of {score.count:,} questions, before export" for score in read_scores(run)
+    }
+    merged = replace(card, source=str(out), base=base.name if base else card.base, scores=card.scores | scores)
     write_card(out, merged)
     equal = _compare(before, _answers(load(merged, "float32")))
     (out / "README.md").write_text(model_card(merged, _curve(run), equal=equal, dtype=dtype), encoding="utf-8")

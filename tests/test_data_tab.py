@@ -66,6 +66,7 @@ def test_reviews_are_kept_and_exported(parent: Path) -> None:
     handlers = DataHandlers(parent)
     place, _, _, _ = handlers.decide("drawn", 0, "reject", [], "")
     assert place == 1
+    assert "Nothing is left to ask." in handlers.preview("drawn", *DRAWN)[1]
     handlers.decide("drawn", 2, "edit", [["What is it?", "A star."]], "")
     handlers.decide("drawn", 4, "accept", [], "")
     button, line = handlers.export("drawn")

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--show-wrong", type=int, default=0, metavar="N", help="print the first N wrong answers")
     judged = parser.add_argument_group("a judge (OPENAI_API_KEY, OPENAI_BASE_URL)")
-    judged.add_argument("--judge", metavar="MODEL", help="LLaVA-Bench needs one; vibes and scienceqa can use one")
+    judged.add_argument("--judge", metavar="MODEL", help="LLaVA-Bench and mm-vet need one; vibes, scienceqa can")
     judged.add_argument("--judge-url", metavar="URL", help="any server that speaks the OpenAI protocol")
     judged.add_argument("--both-orders", action="store_true", help="LLaVA-Bench: judge each pair in both orders")
     parser.add_argument(

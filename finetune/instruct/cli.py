@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     tasks = list(_tasks(contexts, settings, domain))
     if options.dry_run:
         folder.refuse_other(settings)
-        _show(_left(folder, tasks), limit, settings, as_json=options.json)
+        _show(tasks, _estimate(_left(folder, tasks), limit, settings), as_json=options.json)
         return 0
     teacher = make_teacher(settings, domain, contexts, options)
     folder.begin(settings, contexts)
@@ -168,9 +168,8 @@ def _finish(folder: Folder, domain: Domain, limit: Limit, options: argparse.Name
     return 1 if report["missing"] else 0
 
 
-def _show(tasks: Sequence[Task], limit: Limit, settings: Settings, *, as_json: bool) -> None:
-    """Print the exact prompts, and what they would cost; for programs only those of the first picture."""
-    estimate = _estimate(tasks, limit, settings)
+def _show(tasks: Sequence[Task], estimate: str, *, as_json: bool) -> None:
+    """Print the exact prompts and the estimate; for programs only the prompts for the first picture."""
     if as_json:
         first = [task for task in tasks if task.context == tasks[0].context]
         _print_json({"prompts": "\n".join(map(_prompts, first)), "estimate": estimate})
@@ -186,6 +185,8 @@ def _prompts(task: Task) -> str:
 
 def _estimate(tasks: Sequence[Task], limit: Limit, settings: Settings) -> str:
     """What these questions would cost, in a sentence."""
+    if not tasks:
+        return "Nothing is left to ask."
     if settings.teacher == TEMPLATE:
         return f"{len(tasks):,} questions for the template teacher, which costs nothing."
     letters = sum(len(message["content"]) for task in tasks for message in task.messages)

@@ -59,7 +59,9 @@ def _status_error(error: openai.APIStatusError, model: str, *, key: str) -> Exce
             "Check OPENAI_API_KEY, OPENAI_BASE_URL, the model's name and what your account has left."
         )
     again = error.status_code in (408, 409, 429) or error.status_code >= 500
-    return NoReply(f"status {error.status_code}", again=again, billed=False, after=_retry_after(error))
+    after = _retry_after(error)
+    wait = f", which asks to wait {after:,.0f} seconds" if after else ""
+    return NoReply(f"status {error.status_code}{wait}", again=again, billed=False, after=after)
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:

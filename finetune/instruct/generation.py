@@ -14,6 +14,7 @@ from finetune.interrupt import StopSignal
 
 ATTEMPTS = 5
 LONGEST_PAUSE = 60.0  # s between two attempts, unless the server asks for more
+LONGEST_WAIT = 600.0  # s that a server may ask for: beyond it the question is left for another day
 MOST_IN_VAIN = 10  # questions in a row without an answer: the teacher is gone
 
 
@@ -91,7 +92,7 @@ class Generation:
                 return Outcome(task, self._ask(task, most))
             except NoReply as error:
                 reason = str(error)
-                if not error.again or attempt == ATTEMPTS - 1:
+                if not error.again or attempt == ATTEMPTS - 1 or (error.after or 0) > LONGEST_WAIT:
                     break
                 self._pause(min(pause, LONGEST_PAUSE) * random.uniform(0.5, 1) if error.after is None else error.after)
                 pause *= 2

@@ -20,7 +20,8 @@ EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
 ABOUT = (
     "## Measure a model\n"
     "Every suite runs through the same engine as the chat. **vibes** and **memeworld** need nothing; the others need "
-    "their official files, and LLaVA-Bench a judge: see `OPENAI_API_KEY` and `OPENAI_BASE_URL` in the README."
+    "their official files, and LLaVA-Bench and **mm-vet** a judge: see `OPENAI_API_KEY` and `OPENAI_BASE_URL` in the "
+    "README. **gqa**, **mme**, **mm-vet**, **seed** and **mmbench** need `pip install lmms-eval`, which fetches theirs."
 )
 HEAD = ["Model", "Suite", "Score, %", "Questions", "Missing"]
 
@@ -84,7 +85,7 @@ def measure(handlers: MeasureHandlers, page: gr.Blocks) -> None:
             limit = gr.Number(0, label="Questions", info="The first so many; 0 is all.", precision=0, minimum=0)
         with gr.Row():
             data = gr.Textbox("", label="Folder of the official files", info="Only for suites that need them.")
-            judge = gr.Textbox("", label="Judge", info="The name of a model at the endpoint; only for LLaVA-Bench.")
+            judge = gr.Textbox("", label="Judge", info="The name of a model at the endpoint, where a suite needs one.")
         with gr.Row(elem_classes="buttons"):
             run, stop = gr.Button("Measure", variant="primary", elem_id="measure-run"), gr.Button("Stop")
         line = gr.HTML(status("Nothing is running.", state="idle"), elem_id="measure-status")

@@ -1,5 +1,6 @@
 """A run exported is one standard model that answers as before, with a card for people."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_the_model_card_says_where_it_comes_from_and_what_was_measured(base: Pat
     assert float(curve[0][2]) > float(curve[3][2])
     assert "Not measured yet" in text
     assert "README.md" in read_card(Path("out")).files
+    found = {"pope": {"score": 85.94, "count": 9000}, "vibes": {"score": None, "count": 0}}
+    Path("runs/mine/scores.json").write_text(json.dumps(found), encoding="utf-8")
+    export(Path("runs/mine"), Path("measured"))
+    text = Path("measured/README.md").read_text(encoding="utf-8")
+    assert "- pope: 85.9 % of 9,000 questions, before export" in text
+    assert "vibes" not in text
 
 
 def test_a_merge_that_changes_the_answers_is_refused() -> None:

@@ -162,6 +162,15 @@ def test_a_teacher_that_is_gone_is_not_asked_for_ever(
     assert "2 questions in a row got no answer (status 400)" in capsys.readouterr().out
 
 
+def test_nobody_waits_a_day_for_a_teacher(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[dict[str, Any]] = []
+    with openai_server([Status(429, retry_after=86_400)], asked) as url:
+        assert generate(url, tmp_path / "out", rows, "--limit", "2", "--json") == 1
+    assert len(asked) == 2
+    report = json.loads(capsys.readouterr().out.splitlines()[-2])
+    assert report["problem"] == "status 429, which asks to wait 86,400 seconds"
+
+
 def test_a_missing_key_is_explained(
     tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
