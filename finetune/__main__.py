@@ -122,7 +122,7 @@ def _new_run(stage: str, options: argparse.Namespace) -> "Run":
     if told:
         print(told)
     images = picture_root(options.data, options.images)
-    return Run(options.name, options.base, options.data, images, recipe, options.allow_refused)
+    return Run(options.name, options.base, options.data, images, recipe, options.allow_refused, options.track)
 
 
 def _training_parser(stage: str) -> argparse.ArgumentParser:
@@ -134,6 +134,7 @@ def _training_parser(stage: str) -> argparse.ArgumentParser:
     parser.add_argument("--recipe", help=f"name or YAML file (default: memeworld_{stage}, for small models)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (runs)")
     parser.add_argument("--allow-refused", type=float, default=0.01, metavar="FRACTION", help="of the records (0.01)")
+    parser.add_argument("--track", metavar="TOOL", help="show the log in tensorboard, trackio or wandb as well")
     parser.add_argument("--resume", action="store_true", help="go on with the run NAME, with its own settings")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the recipe")
     return parser

@@ -45,6 +45,7 @@ class Run:
     images: Path
     recipe: Recipe
     allow_refused: float = 0.01
+    track: str | None = None  # where the log goes as well, one of finetune.log.TRACKERS
     checked: dict[str, Any] = field(default_factory=dict)  # what the data was when the run started
 
     def save(self, folder: Path) -> None:

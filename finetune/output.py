@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
@@ -56,7 +57,7 @@ class Output:
         trial = self.folder / "state" / "trial"
         try:
             self.save(trial, model, model.state_dict())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise TrainingError(f"The model cannot be saved in {self.folder}: {error}") from error
         finally:
             shutil.rmtree(trial, ignore_errors=True)

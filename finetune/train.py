@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from finetune.figures import Figures, memory_held, peak_of
 from finetune.flops import mfu, sizes, step_flops
 from finetune.held_out import Evaluation, answers, losses, split
 from finetune.interrupt import Interrupted, StopSignal, ignore_in_worker
-from finetune.log import Log
+from finetune.log import TRACKED, Log, begin_tracking, refuse_missing, track
 from finetune.optimise import learning_rate_at, make_optimizer, set_rate
 from finetune.output import Output
 from finetune.packing import use_packing
@@ -70,7 +70,10 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     """
     recipe = run.recipe
     computed = precision.computed_in(recipe, bfloat16=precision.has_bfloat16())
-    accelerator = Accelerator(mixed_precision=precision.ACCELERATE[computed])
+    refuse_missing(run.track)
+    accelerator = Accelerator(
+        mixed_precision=precision.ACCELERATE[computed], log_with=run.track, project_dir=str(folder.parent / TRACKED)
+    )
     torch.manual_seed(recipe.seed)
     base = find(run.base)
     loaded = load(base, precision.loaded_in(base, recipe))
@@ -94,6 +97,7 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
         held_out=held_out,
     )
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, learned=learned)
+    begin_tracking(accelerator, run.track, run=run.name, settings=asdict(recipe))
     _learn(course, _resumed_step(course))
     if examples.skipped:
         accelerator.print(f"{examples.skipped} examples were skipped: a picture of theirs could not be read.")
@@ -234,6 +238,7 @@ def _learn(course: Course, start: int) -> None:
             _evaluate(course, 0, log)
         for figures, stopping in _steps(course, start, stop=stop):
             log.write(figures)
+            track(course.accelerator, figures, figures.step)
             bar.set_postfix_str(f"loss {figures.loss:.3f}, {figures.samples_per_second:.0f} samples/s")
             bar.update()
             due = figures.step % recipe.save_every == 0 or figures.step == course.total
@@ -262,7 +267,9 @@ def _evaluate(course: Course, step: int, log: Log) -> None:
     loss, tokens = accelerator.reduce(torch.tensor([loss, tokens], device=accelerator.device), "sum").tolist()
     if not tokens:
         return
-    log.write(Evaluation(step, loss / tokens, said))
+    measured = Evaluation(step, loss / tokens, said)
+    log.write(measured)
+    track(accelerator, measured, step)
     if said and accelerator.is_main_process:
         tqdm.write(f"step {step}: held-out loss {loss / tokens:.3f}; {said[0].question!r}: {said[0].answer!r}")
 

@@ -2,6 +2,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,29 @@ def test_a_held_out_picture_that_is_gone_is_said_to_be(base: Path, data: Path, f
     loaded, first = load(read_card(base), "float32"), read_records(data)[0]
     examples = Examples((Example(first, (folder / "gone.png",), 0),), loaded.processor, max_length=512)
     assert [said.answer for said in answers(loaded.model, examples, [0])] == [UNREADABLE]
+
+
+@pytest.mark.parametrize(
+    ("tracker", "told"), [("excel", "no tracker 'excel'"), ("trackio", "trackio is not installed")]
+)
+def test_a_tracker_that_is_not_there_is_said(
+    base: Path, data: Path, tracker: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if tracker == "trackio" and find_spec("trackio"):
+        pytest.skip("trackio is installed")
+    assert main(command("instruct", base, data, "--track", tracker)) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_gets_the_numbers_when_asked(base: Path, data: Path, folder: Path) -> None:
+    assert main(command("instruct", base, data, "--track", "tensorboard", "max_steps=2")) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "runs" / "tensorboard" / "mine")).Reload()
+    lines = [json.loads(line) for line in (folder / "runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    wanted = [line["loss"] for line in lines if "loss" in line]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(wanted)
 
 
 def test_a_finished_run_is_not_repeated(base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
