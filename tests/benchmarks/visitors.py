@@ -136,6 +136,7 @@ class Visitor:
         for task in (asking, waiting):
             task.cancel()
         heard = await self._open()
+        self._tally.faults += heard.faults
         self._count(_written(heard.outputs[1:2]), self._expected.description, whole=False)
 
     async def _broken(self) -> None:
@@ -158,7 +159,8 @@ class Visitor:
 
     async def _ask_anew(self, question: str, tokens: int, *, look: Any = None) -> Heard:
         """In a new chat, about the visitor's own picture."""
-        await self._run([self._page.clear], *[None] * 3)
+        cleared = await self._run([self._page.clear], *[None] * 3)
+        self._tally.faults += cleared.faults
         return await self._ask(question, tokens, [self._own], look=look)
 
     async def _ask(self, question: str, tokens: int, files: list[File] = [], *, look: Any = None) -> Heard:  # noqa: B006
