@@ -16,7 +16,7 @@ from llava_app.conversation import from_record
 from llava_app.images import open_image
 from llava_app.jobs import Jobs
 from tests.benchmarks.page import write_endless_memeworld
-from tests.benchmarks.tab import Heard, Page, Tab
+from tests.benchmarks.tab import Heard, Page, Tab, greedy
 from tests.loops import run
 from tests.serving import PATIENCE, ROOT, App, running
 
@@ -54,7 +54,7 @@ def jobs(runs: Path) -> Iterator[Jobs]:
 async def ask(tab: Tab, question: str, tokens: int, **how: Any) -> Heard:
     picture = await tab.upload(MEME.read_bytes(), "meme.png")
     box = {"text": question, "files": [picture]}
-    return await tab.run(tab.page.ask, [box, None, None, "run/endless", 0, 1, tokens, "", 1, ""], **how)
+    return await tab.run(tab.page.ask, [box, None, None, "run/endless", *greedy(tokens)], **how)
 
 
 async def vote_on_and_on(tab: Tab) -> None:
