@@ -16,7 +16,7 @@ from llava_app.conversation import from_record
 from llava_app.images import open_image
 from llava_app.jobs import Jobs
 from tests.benchmarks.page import write_endless_memeworld
-from tests.benchmarks.tab import Heard, Page, Tab
+from tests.benchmarks.tab import Heard, Page, Tab, greedy
 from tests.loops import run
 from tests.serving import PATIENCE, ROOT, App, running
 
@@ -54,7 +54,7 @@ def jobs(runs: Path) -> Iterator[Jobs]:
 async def ask(tab: Tab, question: str, tokens: int, **how: Any) -> Heard:
     picture = await tab.upload(MEME.read_bytes(), "meme.png")
     box = {"text": question, "files": [picture]}
-    return await tab.run(tab.page.ask, [box, None, None, "run/endless", 0, 1, tokens, "", 1, ""], **how)
+    return await tab.run(tab.page.ask, [box, None, None, "run/endless", *greedy(tokens)], **how)
 
 
 async def vote_on_and_on(tab: Tab) -> None:
@@ -114,7 +114,7 @@ def test_health_figures_log_and_an_end_that_cuts_nobody_short(app: App, runs: Pa
     assert len({account["request"] for account in answered}) == 2
     assert "swordfish" not in log
     assert "BIG DOG" not in log  # what the model reads in it
-    assert list((runs / "uploads").iterdir()) == []
+    assert list((runs / "llava-uploads").iterdir()) == []
 
 
 def test_a_killed_app_leaves_everything_in_order(app: App, runs: Path, jobs: Jobs, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_killed_app_leaves_everything_in_order(app: App, runs: Path, jobs: Job
     for record in map(json.loads, records):
         picture = open_image(runs / "feedback" / record["image"])
         assert from_record(record, [picture]).turns[0].question == "What is the joke?"
-    (left,) = (runs / "uploads").iterdir()
+    (left,) = (runs / "llava-uploads").iterdir()
     os.utime(left, (0, 0))  # long ago
     with running("--runs", str(runs), "--model", "endless", log=runs / "again.log") as again:
         assert [(found.name, found.state) for found in Jobs(runs).all()] == [("mine", "running")]

@@ -41,7 +41,7 @@ TITLE = "LLaVA"
 UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 # Who asks on a Space, its proxies say: uvicorn believes those in private networks, and here no one else can reach it.
 PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
-MOST_TABS = 256  # that are open at once; each takes 0.4 MB, and a closed one is forgotten when another needs its place
+MOST_TABS = 500  # at once; each takes 0.4 MB, and the one that was used longest ago goes first
 MOST_EVENTS = 256  # at once, an answer for as long as it is written; Stop needs a place beside them
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
@@ -124,6 +124,46 @@ def _on_zero(chosen: Card | None) -> "ZeroEngine | None":
     return ZeroEngine(chosen or next(card for card in HUB_PRESETS if card.name == "LLaVA-1.5-7B"))
 
 
+def _find_models(model: str | None, *, precision: str, runs: Path, servers: Sequence[str], public: bool) -> Models:
+    """The models of this machine, of the Hub and of `servers`, beginning with `model`. Raises UserError for one that
+    there is not."""
+    remote = connect(servers)
+    elsewhere: Callable[[], list[Card]] = remote.cards if remote else list
+    on_server = next((card for card in elsewhere() if model in (card.name, card.source)), None)
+    chosen = on_server or (find(model, runs) if model else None)
+    zero = _on_zero(chosen)
+    chosen = zero.card if zero else chosen
+    process = ModelProcess()
+
+    def choose() -> tuple[Card, str]:
+        return (chosen, "Chosen with --model." if model else "") if chosen else process.choose()
+
+    def load(card: Card) -> Ready:
+        if remote and card.kind == "server":
+            return ask_remotely(card, remote)
+        if zero and card == zero.card:
+            return Ready(zero, zero.why)
+        return load_locally(process, card, precision)
+
+    def load_half(card: Card) -> Ready:
+        return load_locally(process, card, precision, share=0.5)
+
+    def weigh(cards: Sequence[Card]) -> dict[Card, Outlook]:
+        return process.weigh(cards, precision)
+
+    return Models(
+        load,
+        choose,
+        runs=runs,
+        load_half=load_half,
+        elsewhere=elsewhere,
+        let_go=process.clear,
+        weigh=weigh,
+        free=process.free,
+        public=public,
+    )
+
+
 def open_page(
     model: str | None,
     *,
@@ -152,43 +192,9 @@ def open_page(
         api.check_mcp(with_passwords=bool(passwords))
     if "SPACE_ID" in os.environ:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES)
-    remote = connect(servers)
-    elsewhere: Callable[[], list[Card]] = remote.cards if remote else list
-    on_server = next((card for card in elsewhere() if model in (card.name, card.source)), None)
-    chosen = on_server or (find(model, runs) if model else None)
-    zero = _on_zero(chosen)
-    chosen = zero.card if zero else chosen
-    process = ModelProcess()
-
-    def choose() -> tuple[Card, str]:
-        return (chosen, "Chosen with --model." if model else "") if chosen else process.choose()
-
-    def load(card: Card) -> Ready:
-        if remote and card.kind == "server":
-            return ask_remotely(card, remote)
-        if zero and card == zero.card:
-            return Ready(zero, zero.why)
-        return load_locally(process, card, precision)
-
-    def load_half(card: Card) -> Ready:
-        return load_locally(process, card, precision, share=0.5)
-
-    def weigh(cards: Sequence[Card]) -> dict[Card, Outlook]:
-        return process.weigh(cards, precision)
-
-    models = Models(
-        load,
-        choose,
-        runs=runs,
-        load_half=load_half,
-        elsewhere=elsewhere,
-        let_go=process.clear,
-        weigh=weigh,
-        free=process.free,
-        public=public,
-    )
+    models = _find_models(model, precision=precision, runs=runs, servers=servers, public=public)
     models.start()  # beside the page: neither waits for the other
-    uploads = Uploads(Path(os.environ.get("GRADIO_TEMP_DIR", runs / "uploads")))
+    uploads = Uploads(Path(os.environ.get("GRADIO_TEMP_DIR") or runs) / "llava-uploads")
     page = build(models, runs, public=public, feedback=feedback)
     extra = routes(models) if metrics else []
     limits = PUBLIC if public else LOCAL

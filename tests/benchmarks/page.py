@@ -19,6 +19,7 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.loading import load
+from tests.benchmarks.tab import greedy
 from tests.serving import PATIENCE, serving
 
 PEOPLE = 8
@@ -120,7 +121,7 @@ class Person:
     def ask(self, tokens: int, question: str = QUESTION) -> float:
         """Ask greedily and read to the end; seconds until the first text of the answer."""
         begun = time.perf_counter()
-        settings = [0, 1, tokens, "", 1, "", "own"]  # as `ui.settings.read` takes them
+        settings = greedy(tokens)
         data = [{"text": question, "files": []}, None, None, "run/endless", *settings]
         first = None
         for event in self._chain:

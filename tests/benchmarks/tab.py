@@ -12,7 +12,14 @@ from typing import Any
 import httpx
 from gradio_client.utils import apply_diff
 
+from llava_app.ui.settings import DEFAULTS, Setting
+
 API = "gradio_api"
+
+
+def greedy(tokens: int) -> tuple[Setting, ...]:
+    """The settings of the page for the likeliest answer of so many tokens at most."""
+    return (0, 1, tokens, *DEFAULTS[3:])
 
 
 class Page:

@@ -16,7 +16,7 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Engine, Sampling
 from llava_app.images import Picture
 from llava_app.ui.handlers import MAX_CHARACTERS
-from tests.benchmarks.tab import Heard, Page, Tab
+from tests.benchmarks.tab import Heard, Page, Tab, greedy
 from tests.serving import PATIENCE
 
 PAUSE = 2.0  # s that a visitor thinks at most before the next question
@@ -136,6 +136,7 @@ class Visitor:
         for task in (asking, waiting):
             task.cancel()
         heard = await self._open()
+        self._tally.faults += heard.faults
         self._count(_written(heard.outputs[1:2]), self._expected.description, whole=False)
 
     async def _broken(self) -> None:
@@ -158,14 +159,14 @@ class Visitor:
 
     async def _ask_anew(self, question: str, tokens: int, *, look: Any = None) -> Heard:
         """In a new chat, about the visitor's own picture."""
-        await self._run([self._page.clear], *[None] * 3)
+        cleared = await self._run([self._page.clear], *[None] * 3)
+        self._tally.faults += cleared.faults
         return await self._ask(question, tokens, [self._own], look=look)
 
     async def _ask(self, question: str, tokens: int, files: list[File] = [], *, look: Any = None) -> Heard:  # noqa: B006
         uploaded = [await self._tab.upload(content, name) for name, content in files]
-        settings = [0, 1, tokens, "", 1, "", "own"]  # as `ui.settings.read` takes them
         box = {"text": question, "files": uploaded}
-        return await self._run(self._page.ask, box, None, None, self._model, *settings, look=look)
+        return await self._run(self._page.ask, box, None, None, self._model, *greedy(tokens), look=look)
 
     async def _run(self, chain: list[int], *data: Any, look: Any = None) -> Heard:
         """Run events, and store what the browser is told to."""
