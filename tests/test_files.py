@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from llava_app.errors import ImageError, VideoError
-from llava_app.ui.files import MAX_PICTURES, open_files, save
+from llava_app.limits import LOCAL
+from llava_app.ui.files import open_files, save
 from llava_app.video import Clip
 from tests.test_video import film
 
@@ -35,7 +36,7 @@ def test_a_gif_that_does_not_move_is_a_picture_and_a_broken_one_is_named(tmp_pat
 
 def test_too_many_are_refused_before_any_is_opened() -> None:
     with pytest.raises(ImageError, match="9 pictures in this message; the limit is 8"):
-        open_files(["nowhere.png"] * (MAX_PICTURES + 1))
+        open_files(["nowhere.png"] * (LOCAL.pictures + 1))
 
 
 def test_a_picture_goes_back_into_the_box_as_it_was(tmp_path: Path) -> None:

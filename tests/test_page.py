@@ -18,12 +18,12 @@ from llava_app.checkpoints import Card, read_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.local import LocalEngine
+from llava_app.limits import LOCAL
 from llava_app.ui import handlers as page
 from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, messages
-from llava_app.ui.examples import Example, read_examples
-from llava_app.ui.files import MAX_PICTURES
+from llava_app.ui.examples import WORLD, Example, read_examples
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
 from llava_app.ui.models import Models, Ready
 from llava_app.ui.picker import Picker
@@ -181,7 +181,7 @@ def test_a_conversation_that_is_too_long_says_what_to_do(handlers: Handlers) -> 
     ("too_much", "told"),
     [
         (message("a" * (MAX_CHARACTERS + 1)), "20,001 characters; the limit is 20,000"),
-        (message("What?", *["x.png"] * (MAX_PICTURES + 1)), "9 pictures in this message; the limit is 8"),
+        (message("What?", *["x.png"] * (LOCAL.pictures + 1)), "9 pictures in this message; the limit is 8"),
     ],
 )
 def test_a_message_is_bounded_before_anything_is_read(handlers: Handlers, too_much: dict[str, Any], told: str) -> None:
@@ -389,6 +389,20 @@ def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing
 def test_an_example_is_one_click_away(handlers: Handlers) -> None:
     talk, _, _ = last(handlers, "example", SimpleNamespace(index=0), Talk(), "run/tiny", *SHORT)
     assert (talk.conversation.turns[0].question, len(talk.conversation.pictures)) == ("What is the joke?", 1)
+
+
+def test_a_model_that_knows_more_is_offered_other_examples(runs: Path, meme: str) -> None:
+    memes, world = read_examples(), read_examples(WORLD)
+    assert len(world) == 3
+    far = Card("far", "far/away", "server", "instruct", "vicuna_v1", "pad")
+    models = Models(load, lambda: (far, ""), runs=runs, elsewhere=lambda: [far])
+    handlers = Handlers(models, memes, world=world)
+    assert [example["text"] for example in handlers.offer("far/away")["examples"]] == [e.question for e in world]
+    assert len(handlers.offer("run/tiny")["examples"]) == len(handlers.offer(None)["examples"]) == len(memes)
+    talk, *_ = handlers.example(SimpleNamespace(index=1), Tab(), Talk(), "far/away", *SHORT)
+    assert talk.conversation.turns[0].question == world[1].question
+    assert talk.conversation.pictures[0].image.size == (560, 400)
+    assert handlers.example(SimpleNamespace(index=3), Tab(), Talk(), "far/away", *SHORT) == page.UNCHANGED
 
 
 @pytest.mark.parametrize("forged", [7, -1, "0", None, [0]])

@@ -13,6 +13,7 @@ from llava_app.ui import settings
 from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import Conversations
 from llava_app.ui.display import Talk, choices, status
+from llava_app.ui.examples import gallery
 from llava_app.ui.handlers import MAX_CHARACTERS, Handlers
 from llava_app.ui.models import Models
 from llava_app.ui.picker import Picker
@@ -102,6 +103,7 @@ def chat(
         Picker(handlers.models, handlers.gate), page, model, every=every, sheet=sheet, line=line, engine=engine
     )
     page.load(handlers.begun, None, box, **EVENT)
+    model.change(handlers.offer, model, window, **EVENT)
     settings.connect(page, controls, reset)
     return drawer
 
@@ -119,10 +121,7 @@ def _conversation(handlers: Handlers, *, votes: bool) -> gr.Chatbot:
         layout="bubble",
         height="100%",
         placeholder=INVITATION,
-        examples=[
-            {"text": example.question, "icon": str(example.image), "files": [str(example.image)]}
-            for example in handlers.examples
-        ],
+        examples=gallery(handlers.examples),
         allow_tags=False,
         sanitize_html=True,
         latex_delimiters=[],

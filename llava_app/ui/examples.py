@@ -1,10 +1,13 @@
-"""Memes to try, each with a question about it."""
+"""Pictures to try, each with a question about it: memes of the drawn world, and others for models that know more."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+WORLD = EXAMPLES / "world"  # what only a real LLaVA can answer
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,10 @@ def read_examples(folder: Path = EXAMPLES) -> tuple[Example, ...]:
         return ()
     listed = json.loads(path.read_text(encoding="utf-8"))
     return tuple(Example(folder / entry["image"], entry["question"]) for entry in listed)
+
+
+def gallery(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """The examples as a Chatbot takes them."""
+    return [
+        {"text": example.question, "icon": str(example.image), "files": [str(example.image)]} for example in examples
+    ]

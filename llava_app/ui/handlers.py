@@ -21,7 +21,7 @@ from llava_app.limits import LOCAL, Gate
 from llava_app.ui.asked import Asked, Tab, ask, bounded
 from llava_app.ui.display import Talk, doing, messages
 from llava_app.ui.door import visitor
-from llava_app.ui.examples import Example
+from llava_app.ui.examples import Example, gallery
 from llava_app.ui.files import save
 from llava_app.ui.live import Live
 from llava_app.ui.model_table import getting
@@ -29,6 +29,7 @@ from llava_app.ui.models import Models
 from llava_app.ui.settings import Setting, read
 
 MAX_CHARACTERS = LOCAL.characters  # in one question; far above any model's context, far below what stalls a tokenizer
+REAL = ("hub", "server")  # kinds of models that know more than the drawn world
 HEARTBEAT = 0.2  # s between two signs of life, so that Stop and a closed tab are noticed
 
 Update = tuple[Any, Any, Any]  # the talk, the Chatbot's messages, the box
@@ -42,10 +43,19 @@ logger = logging.getLogger(__name__)
 class Handlers:
     """The events of the page, on the models of this process."""
 
-    def __init__(self, models: Models, examples: Sequence[Example], gate: Gate | None = None) -> None:
-        """`gate`: where every question passes; by default that of a page of one's own."""
+    def __init__(
+        self,
+        models: Models,
+        examples: Sequence[Example],
+        gate: Gate | None = None,
+        *,
+        world: Sequence[Example] = (),
+    ) -> None:
+        """`gate`: where every question passes; by default that of a page of one's own. `world`: examples for models
+        that know more than the drawn world."""
         self.models = models
         self.examples = examples
+        self.world = world
         self.gate = gate or Gate(LOCAL)
         self.limits = self.gate.limits
         self.live = Live()
@@ -64,9 +74,10 @@ class Handlers:
 
     def example(self, chosen: gr.SelectData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Ask the example that was clicked."""
-        if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(self.examples):
+        offered = self._offered(model)
+        if not _is_index(chosen.index, offered):
             return UNCHANGED
-        question, files = self.examples[chosen.index].question, [str(self.examples[chosen.index].image)]
+        question, files = offered[chosen.index].question, [str(offered[chosen.index].image)]
         box = {"text": question, "files": files}
         return self._open(self._asking(question, files), tab, talk, box, model, settings)
 
@@ -153,6 +164,10 @@ class Handlers:
         shorter = talk.undo()
         return shorter, messages(shorter), gr.update(value={"text": turn.question, "files": files})
 
+    def offer(self, model: str | None) -> Any:
+        """The examples that suit the chosen model."""
+        return gr.update(examples=gallery(self._offered(model)))
+
     def begun(self, request: gr.Request) -> Any:
         """The question that the address brings along with ?q=; it is sent by hand."""
         question = (request.query_params.get("q") or "")[:MAX_CHARACTERS]
@@ -187,6 +202,10 @@ class Handlers:
         shown = opened.cut()
         tab.asked = Asked(opened, before, box, model, how.sampling, how.image_mode, so_far=shown)
         return shown, messages(shown, "reading"), _busy(None if box is None else left)
+
+    def _offered(self, model: str | None) -> Sequence[Example]:
+        card = self.models.cards().get(model or "")
+        return self.world if card and card.kind in REAL and self.world else self.examples
 
     def _pieces(self, asked: Asked) -> Generator[tuple[Talk, str | None], None, None]:
         """The talk so far and what its answer is doing; None at the end."""

@@ -23,7 +23,7 @@ from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
 from llava_app.ui.door import Door, Page
-from llava_app.ui.examples import EXAMPLES, read_examples
+from llava_app.ui.examples import EXAMPLES, WORLD, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.lens import lens
 from llava_app.ui.measure_tab import MeasureHandlers, measure
@@ -53,7 +53,7 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
     it is the chat alone.
     """
     gate, kept = Gate(PUBLIC if public else LOCAL), Feedback(runs / "feedback") if feedback or not public else None
-    handlers = Handlers(models, read_examples(), gate)
+    handlers = Handlers(models, read_examples(), gate, world=read_examples(WORLD))
     mark = MARK.read_text(encoding="utf-8")
     with Page(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
         with gr.Row(elem_id="head"):
