@@ -1,4 +1,4 @@
-// A picture may be dropped or pasted anywhere on the page: it is handed to the box.
+// Runs once, when the page is there. A picture may be dropped or pasted anywhere: it is handed to the box.
 const BOXES = "#box, #compare-box";
 const box = () => [...document.querySelectorAll(BOXES)].find((one) => one.offsetParent).querySelector("[role=group]");
 let dragEnd;
@@ -24,3 +24,11 @@ document.addEventListener("paste", (event) => {
   const copy = new ClipboardEvent("paste", { clipboardData: event.clipboardData, bubbles: true, cancelable: true });
   box().querySelector("textarea").dispatchEvent(copy);
 });
+
+// The open settings lie over the conversation: they close for whoever turns to something else, and at Escape.
+const opened = () => document.querySelector("#settings > .label-wrap.open");
+const leave = (event) => event.target.closest?.("#settings") || opened()?.click();
+
+document.addEventListener("pointerdown", leave);
+document.addEventListener("focusin", leave);
+document.addEventListener("keydown", (event) => event.key === "Escape" && opened()?.click());
