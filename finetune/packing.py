@@ -68,21 +68,22 @@ def packed_attention(
     attend = partial(sdpa_attention_forward, module, **settings)
     if parts is None:
         return attend(query, key, value, None)
-    dtype = torch.float32 if query.device.type == "cpu" else query.dtype
-    states = [states.to(dtype) for states in (query, key, value)]
-    with torch.autocast(query.device.type, enabled=False):
+    states = [some.float() if some.device.type == "cpu" else some for some in (query, key, value)]
+    with torch.autocast("cpu", enabled=False):  # that of a GPU stays on
         if queries is None:
-            return _attend_within(attend, states, parts.tolist()), None
-        return _attend_at(attend, states, parts, queries), None
+            attended = _attend_within(attend, states, parts)
+        else:
+            attended = _attend_at(attend, states, parts, queries)
+    return attended.to(value.dtype), None
 
 
-def _attend_within(attend: Callable[..., Any], states: Sequence[Tensor], parts: list[int]) -> Tensor:
+def _attend_within(attend: Callable[..., Any], states: Sequence[Tensor], parts: Tensor) -> Tensor:
     """Each example by itself, with what all begin with before it. That is kept from the first example only."""
-    beginning, *examples = zip(*(some.split(parts, dim=2) for some in states), strict=True)
+    beginning, *examples = zip(*(some.split(parts.tolist(), dim=2) for some in states), strict=True)
     attended: list[Tensor] = []
     for example in examples:
         whole = (torch.cat(pair, dim=2) for pair in zip(beginning, example, strict=True))
-        attended.append(attend(*whole, None)[0][:, parts[0] if attended else 0 :])
+        attended.append(attend(*whole, None)[0][:, int(parts[0]) if attended else 0 :])
     return torch.cat(attended, dim=1)
 
 

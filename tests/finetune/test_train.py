@@ -102,6 +102,17 @@ def test_packed_padded_and_single_examples_have_one_loss_and_one_gradient(
             torch.testing.assert_close(gradient, results[0][1][name], atol=1e-5, rtol=1e-4)
 
 
+def test_bfloat16_loses_little_in_a_packed_row(base: Path, data: Path) -> None:
+    loaded = load(read_card(base), "float32")
+    (batch,) = batches_of(loaded, data, micro=8)
+    exact = SupervisedLoss(loaded.model)(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = SupervisedLoss(loaded.model)(batch)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=5e-3, atol=0.0)
+
+
 def test_a_packed_example_does_not_see_the_one_before_it(base: Path, data: Path) -> None:
     loaded = load(read_card(base), "float32")
     (batch,) = batches_of(loaded, data, micro=2, count=2)
