@@ -59,7 +59,7 @@ def test_all_models_are_listed_with_what_they_need_and_tiles_are_shown_as_tiles(
     )
     listed.get_by_role("button", name="Use llava_next").click()
     expect(page.locator("#model input")).to_have_value(re.compile("^llava_next"))
-    page.locator("#status .ready").get_by_text("More about this model").click()
+    page.locator("#status .ready summary").click()
     expect(page.locator("#status dl")).to_contain_text("LLaVA-1.6, tiles")
     attach(page, ("wide.png", png("orange", (112, 56))))
     ask(page, "What is it?")
