@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +9,6 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
-from finetune.collate import IGNORE, Batch
 from finetune.precision import ACCELERATE
 from finetune.recipe import Recipe
 from llava_app.errors import TrainingError
@@ -26,14 +24,11 @@ def over_processes(accelerator: Accelerator, *counts: int) -> list[int]:
     return accelerator.reduce(torch.tensor(counts, device=accelerator.device), "sum").tolist()
 
 
-def even(accelerator: Accelerator, batches: list[Batch]) -> list[Batch]:
-    """A process's micro-batches and, where the model is shared out, as many as any other has: the last one again, and
-    nothing to learn from it."""
+def idle_passes(accelerator: Accelerator, count: int) -> int:
+    """How many forward passes more than this process's `count` another one makes, if that concerns this process."""
     if not is_sharded(accelerator):
-        return batches
-    most = int(accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).max())
-    idle = replace(batches[-1], labels=torch.full_like(batches[-1].labels, IGNORE))
-    return batches + [idle] * (most - len(batches))
+        return 0
+    return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max()) - count
 
 
 def share_out(accelerator: Accelerator, model: nn.Module, recipe: Recipe) -> None:

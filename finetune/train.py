@@ -31,7 +31,7 @@ from finetune.log import TRACKED, Log, begin_tracking, refuse_missing, track
 from finetune.optimise import learning_rate_at, make_optimizer, set_rate
 from finetune.output import Output
 from finetune.packing import use_packing
-from finetune.processes import even, gathered, is_sharded, over_processes, share_out
+from finetune.processes import gathered, idle_passes, is_sharded, over_processes, share_out
 from finetune.recipe import Recipe
 from finetune.stages import apply_stage, describe, trainable
 from finetune.supervision import SupervisedLoss, compile_layers
@@ -120,17 +120,18 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
     so a sum divided by that count is first multiplied by their number.
     Raises TrainingError when the loss or a gradient is not finite; the weights have not moved then.
     """
-    accelerator, last = course.accelerator, len(batches) - 1
+    accelerator, idle = course.accelerator, idle_passes(course.accelerator, len(batches))
+    last = len(batches) + idle - 1
     loss = torch.zeros((), device=accelerator.device)
     set_rate(course.optimizer, rate)
-    for place, batch in enumerate(batches):
+    for place, batch in enumerate([*batches, *[batches[-1]] * idle]):
         accelerator.sync_gradients = place == last
         if course.features:
             with accelerator.autocast():
                 batch = course.features.fill(batch, course.llava)
         apart = place < last and not is_sharded(accelerator)  # shared out, unsummed gradients would take too much room
         with accelerator.no_sync(course.model) if apart else nullcontext():
-            part = course.model(batch.to(accelerator.device)) / supervised
+            part = course.model(batch.to(accelerator.device)) * (place < len(batches)) / supervised
             accelerator.backward(part * accelerator.num_processes)
         loss += part.detach()
     value = float(accelerator.reduce(loss, "sum"))
@@ -287,7 +288,7 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
         supervised, tokens, samples, flops = over_processes(accelerator, supervised, tokens, samples, flops)
         rate = learning_rate_at(step, course.total, recipe)
         try:
-            loss, norm = take_step(course, even(accelerator, batches), supervised=supervised, rate=rate)
+            loss, norm = take_step(course, batches, supervised=supervised, rate=rate)
         except TrainingError as error:
             raise TrainingError(f"Step {step} of {course.total}: {error}") from error
         (asked,) = over_processes(accelerator, int(stop.asked))

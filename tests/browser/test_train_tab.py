@@ -57,6 +57,7 @@ def test_a_run_is_looked_at_started_watched_after_a_reload_stopped_resumed_and_t
     page.locator("#train-own > button").click()
     page.locator("#train-recipe input").click()
     page.get_by_role("option", name=re.compile("^memeworld_align")).click()
+    expect(page.locator("#train-learning_rate input")).to_have_value("0.002")  # the recipe's fields have come
     fill(page, name="mine", data=str(drawn), global_batch="4", micro_batch="4", more="save_every=4")
     fill(page, max_steps="2000", epochs="1000")
     command = page.locator("#train-command")
