@@ -8,12 +8,10 @@ anew.
 
 import logging
 import multiprocessing
-import os
 import pickle
 import queue
 import signal
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,13 +25,11 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.request import collect
 from llava_app.engine.watch import Snapshot
-from llava_app.errors import ModelError, UserError
+from llava_app.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-    from llava_app.engine.local import LocalEngine
-    from llava_app.loading import Shelf
     from llava_app.memory import Plan
 
 ENDED = (
@@ -49,9 +45,6 @@ class EndedError(ModelError):
 
     def __init__(self) -> None:
         super().__init__(ENDED)
-
-
-# The page's side
 
 
 @dataclass(frozen=True)
@@ -214,103 +207,9 @@ class _Line:
                 arrivals.put(EndedError())
 
 
-# The models' side
-
-
 def serve(connection: Connection) -> None:
     """What the process does until the page's side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the page, which then ends this
-    _Host(connection).work()
+    from llava_app.engine.host import Host  # torch is for this side only
 
-
-class _Host:
-    """Loads models and answers with them."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._sending = threading.Lock()
-        self._engines: dict[int, LocalEngine] = {}
-        self._shelf: Shelf | None = None
-        self._numbers = count()
-        self._given_up: dict[int, threading.Event] = {}
-
-    def work(self) -> None:
-        """Read calls until there is nobody who could make one. Each is answered by a thread of its own."""
-        while True:
-            try:
-                number, verb, arguments = self._connection.recv()
-            except (EOFError, OSError):
-                os._exit(0)
-            if verb == "stop":
-                self._given_up.pop(number).set()
-                continue
-            given_up = self._given_up[number] = threading.Event()
-            threading.Thread(target=self._do, args=(number, verb, arguments, given_up), daemon=True).start()
-
-    def _do(self, number: int, verb: str, arguments: tuple[Any, ...], given_up: threading.Event) -> None:
-        try:
-            if verb == "answer":
-                self._answer(number, *arguments, given_up=given_up)
-            else:
-                self._send(number, getattr(self, f"_{verb}")(*arguments))
-        except UserError as error:
-            self._send(number, error.with_traceback(None))
-        except Exception:  # the page's side writes it into the log, under a number
-            self._send(number, RuntimeError(f"in the models' process:\n{traceback.format_exc()}"))
-
-    def _choose(self) -> tuple[Card, str]:
-        from llava_app.outlook import default_card  # torch is for this side only
-
-        return default_card()
-
-    def _weigh(self, cards: Sequence[Card], precision: str) -> dict[Card, Outlook]:
-        from llava_app.outlook import outlook
-
-        closing = [engine for engine in list(self._engines.values()) if engine.card.kind != "built-in"]
-        held = sum(engine.held for engine in closing)
-        found = {}
-        for card in cards:
-            with suppress(ModelError):  # which loading it will tell
-                found[card] = outlook(card, precision, given_back=held)
-        return {card: expected for card, expected in found.items() if expected}
-
-    def _free(self) -> float:
-        from llava_app.memory import free_bytes
-        from llava_app.precision import best_device
-
-        return free_bytes(best_device())
-
-    def _load(self, card: Card, precision: str, share: float) -> tuple[int, Opened]:
-        from llava_app.engine.local import LocalEngine
-        from llava_app.loading import Shelf, load
-
-        self._shelf = self._shelf or Shelf()
-        loaded = load(card, precision, share=share, shelf=self._shelf)
-        number = next(self._numbers)
-        self._engines[number] = LocalEngine(loaded)
-        return number, Opened(loaded.why, pickle.dumps((loaded.processor, loaded.plan)))
-
-    def _answer(
-        self, number: int, engine: int, conversation: Conversation, sampling: Sampling, *, given_up: threading.Event
-    ) -> None:
-        told: tuple[Any, ...] = ()
-        for piece in self._engines[engine].answer(conversation, sampling):
-            if given_up.is_set():
-                return
-            if piece.text or piece.finish or piece.left_out or (piece.phase, piece.wait) != told:
-                self._send(number, piece)
-            told = piece.phase, piece.wait
-
-    def _snapshot(self, engine: int) -> Snapshot | None:
-        return self._engines[engine].snapshot()
-
-    def _close(self, engine: int) -> None:
-        self._engines.pop(engine).close()
-
-    def _clear(self) -> None:
-        if self._shelf:
-            self._shelf.clear()
-
-    def _send(self, number: int, item: Any) -> None:
-        with self._sending:
-            self._connection.send((number, item))
+    Host(connection).work()
