@@ -44,9 +44,9 @@ class Background:
             )
 
     def stop(self) -> None:
-        """Ask it to end, as Ctrl-C does."""
+        """Ask it to end, as Ctrl-C does. Windows cannot ask: there it ends, and what it had written by then is kept."""
         if self._process and self.is_running:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
 
     @property
     def is_running(self) -> bool:
