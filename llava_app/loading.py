@@ -75,18 +75,19 @@ def load(
     precision: str = "auto",
     *,
     share: float = 1.0,
+    promised: float = 0.0,
     shelf: Shelf | None = None,
     device: torch.device | None = None,
 ) -> Loaded:
     """Load the model of `card` onto `device`, or the best one of this machine, in a share of its free memory.
 
-    Weights that are on the `shelf` are shared instead.
+    Of that, the bytes `promised` are for others. Weights that are on the `shelf` are shared instead.
 
     Safetensors only, and no code from the checkpoint is run. Raises ModelError when the weights do not fit the
     architecture key by key, the processor does not fit the weights, the Hub cannot be reached, or the machine lacks
     the precision.
     """
-    expected = None if here(card) else outlook(card, precision, share=share)
+    expected = None if here(card) else outlook(card, precision, share=share, given_back=-promised)
     if expected and expected.refusal:  # before gigabytes are fetched in vain
         raise ModelError(expected.refusal)
     folder = folder_of(card)
@@ -100,7 +101,7 @@ def load(
     try:
         wanted = need(read_config(source), precision)
         wanted = replace(wanted, weights=0) if weights else wanted
-        plan = planned(wanted, share * free_bytes(device), name=card.name, precision=precision)
+        plan = planned(wanted, share * (free_bytes(device) - promised), name=card.name, precision=precision)
         if not weights:
             weights = _load_weights(base or card, source, device, precision=precision)
             shelf.keep(source, precision, weights)

@@ -1,14 +1,17 @@
 """What a model needs, computed from its config before anything is loaded, against what is free."""
 
 import ctypes
+import math
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from llava_app.errors import ModelError
@@ -19,6 +22,7 @@ CLASSES = ("llava", "llava_next", "llava_onevision")  # of transformers, that th
 MOST_ROWS = 16  # conversations at once; beyond it, people wait
 LEAST_ROOM = 512  # tokens of a conversation beside one picture, below which a model is of no use
 SHARE = 0.9  # of the free memory that is planned with; the rest is for what no plan knows
+ALIGNMENT = 64  # bytes, as torch has it for its own tensors on a CPU
 STEP = 512  # tokens that are read in one step at most
 FEATURES = 64  # pictures whose features are kept
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 2.0, "4bit": 2.0}
@@ -57,7 +61,7 @@ class Plan:
 
     @property
     def held(self) -> float:
-        """Bytes that are taken from the start."""
+        """Bytes of the weights and of all rows."""
         return self.need.weights + self.rows * self.length * self.token_bytes
 
     @property
@@ -141,6 +145,17 @@ def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(psutil.virtual_memory().available, _free_in_container())
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.zeros`; on a CPU the memory is taken page by page when it is first written, which torch.zeros does at
+    once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + ALIGNMENT, np.uint8)  # of calloc
+    begin = -raw.ctypes.data % ALIGNMENT
+    return torch.from_numpy(raw[begin : begin + size]).view(dtype).view(*shape)
 
 
 def give_back() -> None:

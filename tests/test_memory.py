@@ -1,5 +1,6 @@
 import gc
 
+import psutil
 import pytest
 import torch
 from hypothesis import assume, example, given
@@ -14,7 +15,7 @@ from llava_app.engine.local import LocalEngine
 from llava_app.engine.weights import Weights
 from llava_app.errors import ModelError
 from llava_app.loading import load
-from llava_app.memory import LEAST_ROOM, MOST_ROWS, Need, free_bytes, make_plan, need
+from llava_app.memory import LEAST_ROOM, MOST_ROWS, Need, free_bytes, make_plan, need, zeros
 from tests.fixtures_model import tiny_config
 
 # The shapes of LLaVA-1.5-7B.
@@ -77,6 +78,30 @@ def test_a_closed_engine_gives_its_memory_back(tiny_card: Card) -> None:
     assert living_bytes() - before > 500_000
     engine.close()
     assert living_bytes() - before < 10_000
+
+
+def test_rows_take_memory_as_they_are_written() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    rows = zeros((4, 100_000_000), torch.bfloat16, torch.device("cpu"))
+    assert process.memory_info().rss - before < 100e6
+    assert rows.data_ptr() % 64 == 0
+    assert not rows[2, :1000].any()
+    rows[3, :100_000_000] = 1
+    assert process.memory_info().rss - before > 150e6
+
+
+def test_an_engine_says_what_it_may_yet_take(tiny_card: Card) -> None:
+    engine = LocalEngine(load(tiny_card, "float32"))
+    plan = engine._plan
+    assert engine.promised == plan.rows * plan.length * plan.token_bytes
+    list(engine.answer(Conversation().ask("Hello"), Sampling(temperature=0, max_new_tokens=3)))
+    held = engine.snapshot().tokens_held
+    assert held > 0
+    assert engine.promised == (plan.rows * plan.length - held) * plan.token_bytes
+    engine.close()
+    less = load(tiny_card, "float32", promised=free_bytes(torch.device("cpu")) - 4e6).plan
+    assert less.rows * less.length < plan.rows * plan.length
 
 
 def test_the_arithmetic_of_four_bits_holds_for_seven_billion() -> None:

@@ -4,17 +4,19 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from finetune.evaluate.memeworld import picture_of
-from llava_app.checkpoints import built_in
+from llava_app.checkpoints import built_in, read_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.engine.local import LocalEngine
 from llava_app.engine.process import ModelProcess, ProcessEngine
 from llava_app.errors import ContextError, ModelError
 from llava_app.loading import load
+from tests.browser.endless import write_endless_model
 
 GREEDY = Sampling(temperature=0, max_new_tokens=48)
 
@@ -74,16 +76,22 @@ def test_a_model_that_cannot_be_loaded_is_named(models: ModelProcess) -> None:
         ProcessEngine(models, built_in(), "int2")
 
 
-def test_a_process_that_dies_ends_its_answers_and_starts_anew_with_the_next_question(engine: ProcessEngine) -> None:
-    said = text(engine, joke())
-    endless = engine.answer(joke(), Sampling(temperature=2, top_p=1, max_new_tokens=900, seed=1))
+def test_a_process_that_dies_ends_its_answers_and_starts_anew_with_the_next_question(
+    models: ModelProcess, tmp_path: Path
+) -> None:
+    write_endless_model(tmp_path / "endless")
+    engine = ProcessEngine(models, read_card(tmp_path / "endless"), "float32")
+    brief = Sampling(temperature=0, max_new_tokens=5)
+    said = text(engine, joke(), brief)
+    endless = engine.answer(joke(), Sampling(temperature=0, max_new_tokens=2000))
     next(piece for piece in endless if piece.text)
     for process in multiprocessing.active_children():
         process.kill()
     with pytest.raises(ModelError, match="has ended"):
         list(endless)
     wait_until(lambda: engine.snapshot() is None)
-    assert text(engine, joke()) == said
+    assert text(engine, joke(), brief) == said
+    engine.close()
 
 
 def test_several_ask_at_once(engine: ProcessEngine) -> None:

@@ -19,6 +19,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from llava_app.engine.replay import Replay
 from llava_app.engine.weights import Layer, Matrices, Weights
+from llava_app.memory import zeros
 
 LLAMA_KIN = ("llama", "mistral", "qwen2", "qwen3")
 STEADY_ROPE = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on how long the conversation is
@@ -186,7 +187,7 @@ class LlamaDecoder:
         self._layers, self._norm, self._head = matrices.layers, matrices.norm, matrices.head
         shape = (len(self._layers), rows, 2, self._kv_heads, length, self._width)  # 2: keys and values
         # A masked token weighs 0, but 0 x NaN is NaN.
-        self.cache_LRCKTE = torch.zeros(shape, dtype=model.dtype, device=self._device)
+        self.cache_LRCKTE = zeros(shape, model.dtype, self._device)
         rotary = model.model.language_model.rotary_emb
         self._cos_TXE, self._sin_TXE = self._rotation(rotary, length, model.dtype)
 

@@ -63,7 +63,7 @@ class Host:
 
     def _weigh(self, cards: Sequence[Card], precision: str) -> dict[Card, Outlook]:
         closing = [engine for engine in list(self._engines.values()) if engine.card.kind != "built-in"]
-        held = sum(engine.held for engine in closing)
+        held = sum(engine.held for engine in closing) - self._promised()
         found = {}
         for card in cards:
             with suppress(ModelError):  # which loading it will tell
@@ -71,10 +71,13 @@ class Host:
         return {card: expected for card, expected in found.items() if expected}
 
     def _free(self) -> float:
-        return free_bytes(best_device())
+        return free_bytes(best_device()) - self._promised()
+
+    def _promised(self) -> float:
+        return sum(engine.promised for engine in list(self._engines.values()))
 
     def _load(self, card: Card, precision: str, share: float) -> tuple[int, Opened]:
-        loaded = load(card, precision, share=share, shelf=self._shelf)
+        loaded = load(card, precision, share=share, promised=self._promised(), shelf=self._shelf)
         number = next(self._numbers)
         self._engines[number] = LocalEngine(loaded)
         return number, Opened(loaded.why, pickle.dumps((loaded.processor, loaded.plan)))

@@ -28,6 +28,7 @@ class LocalEngine:
     def __init__(self, loaded: Loaded, *, plan: Plan | None = None, time_limit: float = TIME_LIMIT) -> None:
         self.card: Card = loaded.card
         self._processor = loaded.processor
+        self._device = loaded.device
         self._plan = plan or loaded.plan
         self._worker = Worker(loaded, self._plan, time_limit=time_limit)
         self._waiting: list[Request] = []  # in order, and those that are being answered
@@ -59,6 +60,13 @@ class LocalEngine:
     def held(self) -> float:
         """Bytes that closing it gives back."""
         return self._plan.held
+
+    @property
+    def promised(self) -> float:
+        """Bytes that it may yet take: on a CPU, rows take memory as they are written."""
+        if self._device.type != "cpu":
+            return 0.0
+        return (self._plan.rows * self._plan.length - self._worker.slots.tokens) * self._plan.token_bytes
 
     def close(self) -> None:
         """End running and waiting answers and let go of the model. Waits for the step in progress."""
