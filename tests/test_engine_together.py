@@ -235,7 +235,7 @@ def test_out_of_memory_in_the_vision_tower_is_tried_once_more(
     engine: LocalEngine, tiny_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = alone(tiny_loaded, EIGHT[0])
-    see = engine._worker._see
+    see = engine._worker._prompts._see
     calls = iter([torch.OutOfMemoryError("CUDA out of memory.")])
 
     def fail_once(*arguments: object) -> torch.Tensor:
@@ -243,7 +243,7 @@ def test_out_of_memory_in_the_vision_tower_is_tried_once_more(
             raise error
         return see(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine._worker, "_see", fail_once)
+    monkeypatch.setattr(engine._worker._prompts, "_see", fail_once)
     assert text_of(engine, EIGHT[0]) == expected
 
 

@@ -304,11 +304,10 @@ def test_after_stop_a_new_question_need_not_wait(handlers: Handlers) -> None:
     assert list(stream) == []
     assert handlers.settle(tab, talk) == page.UNCHANGED  # of the first question: the second is to come
     assert list(handlers.stream(tab, talk))
-    turns = handlers.settle(tab, talk)[0].conversation.turns
-    assert [(turn.question, turn.finish, bool(turn.answer)) for turn in turns] == [
-        ("What?", "stopped", True),
-        ("Next?", "length", True),
-    ]
+    first, second = handlers.settle(tab, talk)[0].conversation.turns
+    assert (first.question, first.finish, bool(first.answer)) == ("What?", "stopped", True)
+    assert (second.question, bool(second.answer)) == ("Next?", True)
+    assert second.finish in ("length", "stop")  # which of the two hangs on where the first was stopped
 
 
 def test_stop_counts_even_before_the_answer_has_begun(handlers: Handlers) -> None:

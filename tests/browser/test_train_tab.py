@@ -57,12 +57,14 @@ def test_a_run_is_looked_at_started_watched_after_a_reload_stopped_resumed_and_t
     page.locator("#train-own > button").click()
     page.locator("#train-recipe input").click()
     page.get_by_role("option", name=re.compile("^memeworld_align")).click()
-    expect(page.locator("#train-learning_rate input")).to_have_value("0.002")  # the recipe's fields have come
+    for field, value in (("learning_rate", "0.002"), ("epochs", "1"), ("global_batch", "64"), ("micro_batch", "64")):
+        expect(page.locator(f"#train-{field} input")).to_have_value(value)  # the recipe's
     fill(page, name="mine", data=str(drawn), global_batch="4", micro_batch="4", more="save_every=4")
     fill(page, max_steps="2000", epochs="1000")
     command = page.locator("#train-command")
     expect(command).to_contain_text("python -m finetune align --name=mine")
-    expect(command).to_contain_text("max_steps=2000")
+    for change in ("global_batch=4", "micro_batch=4", "max_steps=2000", "epochs=1000"):
+        expect(command).to_contain_text(change)
 
     page.locator("#train-look").click()
     says(page, "This is the data")
