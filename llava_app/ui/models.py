@@ -166,7 +166,7 @@ class Models:
             if not any(card.kind in LIGHT for card in pair):
                 alone = [card for card in pair if card in self._slots and not self._slots[card].shares]
                 slots = [self._slots.pop(card) for card in alone if _is_loaded(self._slots[card])]
-                self._jobs.put(lambda: self._close(slots))
+                self._jobs.put(lambda: self._close(slots, SWITCH_LIMIT))
         try:
             with self.lend(one) as first, self.lend(other) as second:
                 yield first, second
@@ -266,10 +266,10 @@ class Models:
                 if other not in stay and other.kind not in LIGHT and _is_loaded(slot)
             ]
             slots = [self._slots.pop(other) for other in others]  # whoever asks for one of them now loads it anew
-        self._close(slots)
+        self._close(slots, SWITCH_LIMIT)
         return [other.name for other in others]
 
-    def _close(self, slots: Sequence[_Slot], limit: float = SWITCH_LIMIT) -> None:
+    def _close(self, slots: Sequence[_Slot], limit: float) -> None:
         """Close these engines when their answers have ended, or at the limit, which ends them."""
         with self._lock:
             self._returned.wait_for(lambda: not any(slot.listeners for slot in slots), limit)
