@@ -2,13 +2,13 @@
 
 import ctypes
 import math
+import mmap
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ CLASSES = ("llava", "llava_next", "llava_onevision")  # of transformers, that th
 MOST_ROWS = 16  # conversations at once; beyond it, people wait
 LEAST_ROOM = 512  # tokens of a conversation beside one picture, below which a model is of no use
 SHARE = 0.9  # of the free memory that is planned with; the rest is for what no plan knows
-ALIGNMENT = 64  # bytes, as torch has it for its own tensors on a CPU
 STEP = 512  # tokens that are read in one step at most
 FEATURES = 64  # pictures whose features are kept
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 2.0, "4bit": 2.0}
@@ -153,9 +152,12 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(size + ALIGNMENT, np.uint8)  # of calloc
-    begin = -raw.ctypes.data % ALIGNMENT
-    return torch.from_numpy(raw[begin : begin + size]).view(dtype).view(*shape)
+    if sys.platform == "win32":
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(*shape)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":  # huge pages are 2 MB, each filled with zeros while somebody waits for a first token
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
 def give_back() -> None:
