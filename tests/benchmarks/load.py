@@ -28,27 +28,15 @@ from llava_app.engine.local import LocalEngine
 from llava_app.images import Picture
 from llava_app.loading import load
 from llava_app.ui.page import MOST_TABS
+from tests.benchmarks.engine import RESULTS, Row
 from tests.benchmarks.page import write_endless_memeworld
 from tests.benchmarks.tab import Page, Tab
 from tests.benchmarks.visitors import Tally, Visitor, client, expect
 from tests.serving import App, running
 
-RESULTS = Path(__file__).parent / "results"
 LARGE = 1024  # px; every fifth picture is as large as a photograph
 SHOWN = 5  # of what went wrong
 MB = 1e6
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured thing beside what it is compared with."""
-
-    name: str
-    value: float
-    baseline: float
-    ratio: float
-    at_least: float | None  # the ratio that is asked for; None where it is only reported
-    unit: str
 
 
 @dataclass(frozen=True)
