@@ -93,11 +93,12 @@ def _attend_at(attend: Callable[..., Any], states: Sequence[Tensor], parts: Tens
     beginning, *examples = zip(*(some.split(parts.tolist(), dim=2) for some in seen), strict=True)
     ends = parts.cumsum(0)
     counts = torch.searchsorted(queries.cpu(), ends).diff().tolist()
+    asking, places = query[:, :, queries].split(counts, dim=2), queries.split(counts)
     attended = []
-    for example, asked, end in zip(examples, queries.split(counts), ends[1:], strict=True):
+    for example, rows, asked, end in zip(examples, asking, places, ends[1:], strict=True):
         keys, values = (torch.cat(pair, dim=2) for pair in zip(beginning, example, strict=True))
         before = asked - end + keys.shape[2]  # how many tokens of its example stand before it
         mask = torch.arange(keys.shape[2], device=keys.device) <= before[:, None]
-        attended.append(attend(query[:, :, asked], keys, values, mask[None, None])[0])
-    rows = torch.cat(attended, dim=1)
-    return rows.new_zeros(query.transpose(1, 2).shape).index_copy(1, queries, rows)
+        attended.append(attend(rows, keys, values, mask[None, None])[0])
+    taught = torch.cat(attended, dim=1)
+    return taught.new_zeros(query.transpose(1, 2).shape).index_copy(1, queries, taught)

@@ -15,9 +15,10 @@ from llava_app.tiles import tiling_of
 class SupervisedLoss(nn.Module):
     """A LLaVA and the sum of its losses, in one module, so that accelerate wraps forward pass and loss together."""
 
-    def __init__(self, llava: LlavaForConditionalGeneration) -> None:
+    def __init__(self, llava: LlavaForConditionalGeneration, *, compiled: bool = False) -> None:
         super().__init__()
         self.llava = llava
+        self._cross_entropy = torch.compile(_cross_entropy, dynamic=True) if compiled else _cross_entropy
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross entropy summed over the supervised tokens, float32, shape (). Logits are made for those tokens only."""
@@ -34,8 +35,8 @@ class SupervisedLoss(nn.Module):
             embeds_BSD = embeds_BSD.masked_scatter(places, seen)
         targets = batch.labels[:, 1:]
         taught = targets != IGNORE
-        logits_NV = self.llava.lm_head(self._read(embeds_BSD, batch, taught)).float()
-        loss = functional.cross_entropy(logits_NV, targets[taught], reduction="sum")
+        logits_NV = self.llava.lm_head(self._read(embeds_BSD, batch, taught))
+        loss = self._cross_entropy(logits_NV, targets[taught])
         return loss if features_IPV is not None else loss + 0 * self._unused()
 
     def _read(self, embeds_BSD: Tensor, batch: Batch, taught: Tensor) -> Tensor:
@@ -54,6 +55,10 @@ class SupervisedLoss(nn.Module):
             if weight.requires_grad and part_of(name) != "language_model"
         ]
         return torch.stack(weights).sum() if weights else torch.zeros(())
+
+
+def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
 
 
 PACKING = {"llava_next": "vision_feature_select_strategy", "llava_onevision": "vision_aspect_ratio"}

@@ -184,7 +184,8 @@ def _course(
     if recipe.feature_cache:
         features = FeatureStore(folder.parent / "features" / tower_digest(model), recipe.feature_cache * 1e9)
     share_out(accelerator, model, recipe)
-    wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), make_optimizer(model, recipe))
+    loss = SupervisedLoss(model, compiled=recipe.compile)
+    wrapped, optimizer = accelerator.prepare(loss.train(), make_optimizer(model, recipe))
     held_out = sorted(examples.held_out)
     course = Course(run, folder, accelerator, wrapped, optimizer, examples, learned, held_out, 0, features)
     per_epoch = _sampler(course).steps_per_epoch

@@ -203,7 +203,8 @@ def our_steps(loaded: Loaded, recipe: Recipe, examples: list[Encoded]) -> Steps:
     use_packing(model, recipe.max_length)
     if recipe.compile:
         compile_layers(model)
-    wrapped, optimizer = accelerator.prepare(SupervisedLoss(model).train(), make_optimizer(model, recipe))
+    loss = SupervisedLoss(model, compiled=recipe.compile)
+    wrapped, optimizer = accelerator.prepare(loss.train(), make_optimizer(model, recipe))
     run = Run("", "", Path(), Path(), recipe)
     course = Course(
         run, Path(), accelerator, wrapped, optimizer, Examples((), loaded.processor, max_length=1), [], [], 1
