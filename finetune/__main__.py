@@ -1,6 +1,7 @@
 """python -m finetune VERB; without one it lists them."""
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin starve a busy machine
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of every small file that is read or written
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional package wherever it is imported
     try:
         return VERBS[verb][0](arguments[1:])
     except UserError as error:

@@ -210,6 +210,11 @@ class _Line:
 def serve(connection: Connection) -> None:
     """What the process does until the page's side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the page, which then ends this
+    from tqdm import tqdm
+    from transformers.utils.logging import disable_progress_bar
+
     from llava_app.engine.host import Host  # torch is for this side only
 
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which this process would leave behind
+    disable_progress_bar()  # the page shows how far loading is, and each line of the log is to be a message
     Host(connection).work()
