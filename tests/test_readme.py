@@ -1,11 +1,12 @@
 """What the README promises: its files exist, its commands are real, and its front matter is what a Space takes."""
 
 import re
+import shlex
 from pathlib import Path
 
 import yaml
 
-from finetune.__main__ import VERBS
+from finetune.__main__ import VERBS, _training_parser
 from finetune.memeworld.cli import STEPS
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,14 @@ def test_every_linked_file_exists() -> None:
 def test_every_verb_exists() -> None:
     assert set(re.findall(r"python -m finetune (\w+)", README)) <= {*VERBS, "VERB"}
     assert set(re.findall(r"`memeworld (\w+)`", README)) == set(STEPS)
+
+
+def test_every_training_command_is_complete() -> None:
+    commands = re.findall(r"python -m finetune (align|instruct) +(--[^\n#`|…]+)", README.replace("\\\n", ""))
+    assert len(commands) > 3
+    for stage, arguments in commands:
+        options = _training_parser(stage).parse_args(shlex.split(arguments))
+        assert options.resume or (options.base and options.data), arguments
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
