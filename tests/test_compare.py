@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from llava_app.checkpoints import Card, write_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.errors import ModelError
+from llava_app.limits import LOCAL, Gate
 from llava_app.ui import compare as tab
 from llava_app.ui.compare import Compare, Match
 from llava_app.ui.models import Models, Ready
@@ -133,6 +135,15 @@ def test_what_cannot_be_compared_is_told_and_nothing_is_lost(
     if text.strip():
         assert match == before
         assert box["value"]["text"] == text
+
+
+def test_comparing_counts_as_asking(models: Models, tmp_path: Path, told: list[str]) -> None:
+    handlers = Compare(models, Votes(tmp_path / "votes.jsonl"), Gate(replace(LOCAL, questions=1)))
+    match = send(handlers, Match(), "run/One", "run/Two")
+    *_, (kept, _, _, box, _) = handlers.send({"text": "And?"}, match, "run/One", "run/Two", False, *SETTINGS)
+    assert "1 questions within a minute" in told[-1]
+    assert kept == match
+    assert box["value"]["text"] == "And?"
 
 
 def test_blind_names_stay_hidden_until_the_vote(handlers: Compare, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,10 @@ from llava_app.checkpoints import Card
 from llava_app.engine import Sampling
 from llava_app.errors import ModelError, UserError
 from llava_app.images import Picture
+from llava_app.limits import LOCAL, Gate
 from llava_app.ui.api import read_text
 from llava_app.ui.display import Talk, doing, messages
+from llava_app.ui.door import visitor
 from llava_app.ui.files import open_files
 from llava_app.ui.models import Models, Ready
 from llava_app.ui.votes import Vote, Votes
@@ -55,9 +57,11 @@ class Match:
 class Compare:
     """The events of the tab, on the models of this process."""
 
-    def __init__(self, models: Models, votes: Votes) -> None:
+    def __init__(self, models: Models, votes: Votes, gate: Gate | None = None) -> None:
+        """`gate`: where every question passes, as in the chat; by default that of a page of one's own."""
         self._models = models
         self._votes = votes
+        self._gate = gate or Gate(LOCAL)
 
     def send(
         self,
@@ -68,6 +72,7 @@ class Compare:
         blind: bool,
         temperature: float | None,
         max_new_tokens: float | None,
+        request: gr.Request | None = None,
     ) -> Iterator[Update]:
         """Ask both what is in the box and stream both answers. After a vote, and for other models, anew."""
         message = message or {}
@@ -83,8 +88,9 @@ class Compare:
             )
             yield *self._draw(asked, ("reading", "reading")), gr.update(value=None, submit_btn=False, stop_btn=True), ""
             sampling = Sampling.clamped(temperature=temperature, max_new_tokens=max_new_tokens)
-            for so_far, phases in self._answers(asked, sampling):
-                yield *self._draw(so_far, phases), gr.skip(), gr.skip()
+            with self._gate.enter(visitor(request)):
+                for so_far, phases in self._answers(asked, sampling):
+                    yield *self._draw(so_far, phases), gr.skip(), gr.skip()
         except UserError as error:
             gr.Warning(html.escape(str(error)), duration=20)
             yield *self._draw(match), gr.update(value=box), gr.skip()

@@ -6,6 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from llava_app.engine import Sampling
+from llava_app.limits import Gate
 from llava_app.ui.api import MAX_CHARACTERS
 from llava_app.ui.chat_tab import EVENT
 from llava_app.ui.compare import HIDDEN, Compare, Match
@@ -20,9 +21,9 @@ INVITATIONS = {
 }
 
 
-def compare(models: Models, tab: gr.Tab, runs: Path) -> tuple[gr.Dropdown, gr.Dropdown]:
+def compare(models: Models, tab: gr.Tab, runs: Path, gate: Gate) -> tuple[gr.Dropdown, gr.Dropdown]:
     """Lay `tab` out and connect it; its votes are kept in `runs`. Gives the lists of the two models."""
-    handlers = Compare(models, Votes(runs / VOTES))
+    handlers = Compare(models, Votes(runs / VOTES), gate)
     with gr.Row(elem_id="compare-models"):
         left = gr.Dropdown([], label="Left", elem_id="compare-left", filterable=False)
         right = gr.Dropdown([], label="Right", elem_id="compare-right", filterable=False)

@@ -66,7 +66,7 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
                 with gr.Tab("Chat", elem_id="chat-tab"), chat(handlers, page, model, every, kept):
                     other_model(models, model)
                 with gr.Tab("Compare", elem_id="compare-tab") as tab:
-                    versus = compare(models, tab, runs)
+                    versus = compare(models, tab, runs, gate)
                 train(models, runs, model=model, versus=versus)
                 with gr.Tab("Data", elem_id="data-tab"):
                     data(DataHandlers(runs / "data"))
