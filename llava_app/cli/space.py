@@ -13,6 +13,7 @@ from llava_app.flags import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 APP = ("app.py", "README.md", "LICENSE", "requirements.txt", "llava_app", "examples")
+LOGIN = "gradio[oauth]  # for hf_oauth in README.md\n"  # its packages authlib and itsdangerous
 LEFT_OUT = ("__pycache__", "state", "job")  # folders: compiled code, and what a training run needs to go on
 
 
@@ -23,16 +24,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", help="name, Hub id or folder of the model to start with (default: what fits there)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of trained models (default: %(default)s)")
     parser.add_argument("--private", action="store_true", help="for you alone")
+    parser.add_argument("--login", action="store_true", help="only for people who sign in with Hugging Face")
     parser.add_argument("--dry-run", action="store_true", help="only list what would be uploaded")
     options = parser.parse_args(arguments)
     card = find(options.model, options.runs) if options.model else None
     files, flags = space_files(card), f"--model {start_with(card)}" if card else ""
     size = sum(path.stat().st_size for path in files.values())
+    changed = with_login() if options.login else {}
     if options.dry_run:
         print(*files, sep="\n")
     print(f"{len(files)} files, {size / 1e6:,.0f} MB" + (f", {VARIABLE}={flags}" if flags else ""))
     if not options.dry_run:
-        print(upload(options.name, files, flags=flags, private=options.private))
+        print(upload(options.name, files | changed, flags=flags, private=options.private))
     return 0
 
 
@@ -49,12 +52,19 @@ def space_files(card: Card | None) -> dict[str, Path]:
     return files
 
 
+def with_login() -> dict[str, bytes]:
+    """The files that differ where people sign in: path in the Space → content. The Hub makes the OAuth client itself."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("---\n", "---\nhf_oauth: true\n", 1)
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8") + LOGIN
+    return {"README.md": readme.encode(), "requirements.txt": requirements.encode()}
+
+
 def start_with(card: Card) -> str:
     """How the Space names the model."""
     return f"runs/{Path(card.source).name}" if card.kind == "run" else card.source if card.kind == "hub" else card.name
 
 
-def upload(name: str, files: Mapping[str, Path], *, flags: str, private: bool) -> str:
+def upload(name: str, files: Mapping[str, Path | bytes], *, flags: str, private: bool) -> str:
     """Make the Space `name` of these files, with the page's `flags`, and give its address. Raises UserError."""
     api = HfApi()
     try:

@@ -26,6 +26,7 @@ from llava_app.ui.door import Door, Page
 from llava_app.ui.examples import EXAMPLES, WORLD, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.lens import lens
+from llava_app.ui.login import Login, account, check_login, is_required
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import LIGHT, Models, Ready, ask_remotely, connect, load_locally
 from llava_app.ui.operations import routes, serve_until_told
@@ -46,11 +47,13 @@ MOST_EVENTS = 256  # at once, an answer for as long as it is written; Stop needs
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
-def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = False) -> gr.Blocks:
+def build(
+    models: Models, runs: Path, *, public: bool = False, feedback: bool = False, login: bool = False
+) -> gr.Blocks:
     """The page on the models of this process; what people say of them is kept in `runs`.
 
     A `public` one starts no processes and reads no files, and keeps nothing but `feedback`, where that is asked for:
-    it is the chat alone.
+    it is the chat alone. With `login` it has Gradio's button, which says who is signed in and signs out.
     """
     gate, kept = Gate(PUBLIC if public else LOCAL), Feedback(runs / "feedback") if feedback or not public else None
     handlers = Handlers(models, read_examples(), gate, world=read_examples(WORLD))
@@ -59,6 +62,8 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
         with gr.Row(elem_id="head"):
             gr.HTML(f"{mark}<h1>{TITLE}</h1>", elem_id="brand")
             model, every = model_list(models)
+            if login:
+                gr.LoginButton(logout_value="Sign out {}", variant="secondary", size="sm", elem_id="account")
         if public:
             chat(handlers, page, model, every, kept)
         else:
@@ -85,10 +90,12 @@ def _serve(
     mcp: bool,
     limits: Limits,
     passwords: Mapping[str, str],
+    login: bool,
     extra: Sequence[Route],
 ) -> None:
     """Answer at `host` and `port` from now on, and to `extra`. Raises UserError when the port is taken."""
     page.queue(max_size=MOST_EVENTS)
+    doors = [Middleware(Door, limits=limits), *([Middleware(Login)] if login else [])]
     try:
         page.launch(
             server_name=host,
@@ -107,7 +114,8 @@ def _serve(
             show_error=False,
             mcp_server=mcp,
             auth=Passwords(passwords).check if passwords else None,
-            app_kwargs={"middleware": [Middleware(Door, limits=limits)], "routes": list(extra)},
+            auth_dependency=account if login else None,  # who asks, for the limits
+            app_kwargs={"middleware": doors, "routes": list(extra)},
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -186,6 +194,9 @@ def open_page(
     """
     start_log(as_json=log_json)
     passwords = read_passwords(auth)
+    login = is_required()
+    if login:
+        check_login(with_passwords=bool(passwords))
     if metrics:
         check_prometheus()
     if mcp:
@@ -195,10 +206,10 @@ def open_page(
     models = _find_models(model, precision=precision, runs=runs, servers=servers, public=public)
     models.start()  # beside the page: neither waits for the other
     uploads = Uploads(Path(os.environ.get("GRADIO_TEMP_DIR") or runs) / "llava-uploads")
-    page = build(models, runs, public=public, feedback=feedback)
+    page = build(models, runs, public=public, feedback=feedback, login=login)
     extra = routes(models) if metrics else []
     limits = PUBLIC if public else LOCAL
-    _serve(page, host=host, port=port, mcp=mcp, limits=limits, passwords=passwords, extra=extra)
+    _serve(page, host=host, port=port, mcp=mcp, limits=limits, passwords=passwords, login=login, extra=extra)
     uploads.settle()
     uploads.watch()
     print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
