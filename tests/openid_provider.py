@@ -1,9 +1,9 @@
 """An OpenID provider in this process, as much of Hugging Face's as a login needs: it asks, and signs who agreed.
 
-    with openid_provider() as provider:
-        provider.name = "ada"  # whoever agrees from now on
-        with serving(environment=provider.environment, …) as address:
-            …
+with openid_provider() as provider:
+    provider.name = "ada"  # whoever agrees from now on
+    with serving(environment=provider.environment, …) as address:
+        …
 """
 
 import base64
@@ -98,8 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(json.dumps(self.provider.metadata()))
         elif path == "/oauth/jwks":
             self._reply(json.dumps({"keys": [self.provider.key.as_dict(private=False)]}))
-        else:
+        elif path == "/oauth/authorize":
             self._reply(self.provider.consent(asked), kind="text/html")
+        else:
+            self.send_error(404)
 
     def do_POST(self) -> None:
         sent = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))

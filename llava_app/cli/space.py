@@ -53,7 +53,7 @@ def space_files(card: Card | None) -> dict[str, Path]:
 
 
 def with_login() -> dict[str, bytes]:
-    """The files that differ where people sign in: path in the Space → content. The Hub makes the OAuth client itself."""
+    """The files that differ where people sign in: path in the Space → content. The Hub adds the OAuth client."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("---\n", "---\nhf_oauth: true\n", 1)
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8") + LOGIN
     return {"README.md": readme.encode(), "requirements.txt": requirements.encode()}

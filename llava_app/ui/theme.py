@@ -7,7 +7,8 @@ from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
 HERE = Path(__file__).parent
-SHEETS = tuple(HERE / "style" / f"{name}.css" for name in ("frame", "messages", "chat", "sheets", "models", "tools"))
+STYLES = ("frame", "messages", "chat", "sheets", "models", "account", "tools")
+SHEETS = tuple(HERE / "style" / f"{name}.css" for name in STYLES)
 SCRIPT = HERE / "page.js"
 MARK = HERE / "mark.svg"
 

@@ -149,7 +149,9 @@ def test_files_of_a_member_are_not_for_strangers(come: Callable[..., Visitor]) -
     assert stranger.http.post("gradio_api/upload", files={"files": b"x"}).status_code == 401
 
 
-@pytest.mark.parametrize("forge", [lambda cookie: cookie[:-1], lambda cookie: "session=e30=." + cookie.split(".", 1)[1]])
+@pytest.mark.parametrize(
+    "forge", [lambda cookie: cookie[:-1], lambda cookie: "session=e30=." + cookie.split(".", 1)[1]]
+)
 def test_a_forged_cookie_is_worth_nothing(come: Callable[..., Visitor], forge: Callable[[str], str]) -> None:
     ada, stranger = come("ada"), come()
     stranger.http.headers["Cookie"] = ada.http.headers["Cookie"]

@@ -14,6 +14,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from llava_app.__main__ import main
 from llava_app.checkpoints import Card, built_in
@@ -131,6 +133,16 @@ def test_the_upload_sends_the_files_and_says_with_which_model_to_start(
     told = capsys.readouterr().out
     assert "/spaces/me/llava" in told
     assert TOKEN not in told
+
+
+def test_a_login_is_written_into_what_is_uploaded_and_nowhere_else(hub: dict[str, Any]) -> None:
+    assert main(["space", "llava", "--login"]) == 0
+    sent, here = hub["files"], {name: file.read_bytes() for name, file in space_files(None).items()}
+    assert {name for name in here if sent[name] != here[name]} == {"README.md", "requirements.txt"}
+    before, matter = (yaml.safe_load(files["README.md"].decode().split("---")[1]) for files in (here, sent))
+    assert matter == before | {"hf_oauth": True}
+    lines = [line.split("#")[0].strip() for line in sent["requirements.txt"].decode().splitlines()]
+    assert [Requirement(line).extras for line in lines].count({"oauth"}) == 1
 
 
 def test_a_dry_run_sends_nothing(hub: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
