@@ -16,7 +16,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ERRANDS = ("/file=http:", "/file=https:", "/proxy=")  # Gradio would fetch these addresses for whoever asks
+ERRANDS = (
+    "/file=http:",
+    "/file=https:",
+    "/file/http:",
+    "/file/https:",
+    "/proxy=",
+)  # Gradio would fetch these addresses for whoever asks
 NO_ERRANDS = "This page fetches nothing from other addresses. Upload the file itself."
 
 

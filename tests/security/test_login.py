@@ -141,6 +141,25 @@ def test_no_address_of_gradios_answers_whoever_has_not_signed_in(come: Callable[
         assert answer.status_code == known.get(at, refused), at
 
 
+@pytest.mark.parametrize(
+    ("path", "host"),
+    [
+        ("config", "x/login/callback?"),
+        ("config", "x/logout#"),
+        ("//config", ""),
+        ("login/callback/../../config", ""),
+        ("login/callback%2f..%2f..%2fconfig", ""),
+        ("logout/config", ""),
+        ("gradio_api/startup-events/", ""),
+    ],
+)
+def test_no_address_is_taken_for_a_way_in(come: Callable[..., Visitor], path: str, host: str) -> None:
+    """A forged Host once moved what Starlette took for the path (CVE-2026-48710)."""
+    stranger = come()
+    answer = stranger.http.get(f"{stranger.http.base_url}{path}", headers={"Host": host} if host else {})
+    assert answer.status_code in (400, 401)
+
+
 def test_files_of_a_member_are_not_for_strangers(come: Callable[..., Visitor]) -> None:
     ada, stranger = come("ada"), come()
     (file,) = ada.upload(ROOT / "examples" / "memes" / "big-dog.png")
