@@ -30,12 +30,12 @@ def main(arguments: Sequence[str]) -> int:
     card = find(options.model, options.runs) if options.model else None
     files, flags = space_files(card), f"--model {start_with(card)}" if card else ""
     size = sum(path.stat().st_size for path in files.values())
-    changed = with_login() if options.login else {}
     if options.dry_run:
         print(*files, sep="\n")
     print(f"{len(files)} files, {size / 1e6:,.0f} MB" + (f", {VARIABLE}={flags}" if flags else ""))
     if not options.dry_run:
-        print(upload(options.name, files | changed, flags=flags, private=options.private))
+        sent: dict[str, Path | bytes] = {**files, **(with_login() if options.login else {})}
+        print(upload(options.name, sent, flags=flags, private=options.private))
     return 0
 
 
