@@ -180,7 +180,7 @@ def test_a_forged_cookie_is_worth_nothing(come: Callable[..., Visitor], forge: C
 
 
 def test_a_login_ends_when_the_provider_says(provider: Provider, come: Callable[..., Visitor]) -> None:
-    provider.lasts = 0
+    provider.lasts = -1
     assert not is_in(come("ada"))
 
 
