@@ -224,7 +224,7 @@ def our_steps(loaded: Loaded, recipe: Recipe, examples: list[Encoded]) -> Steps:
 def learning(model: LlavaForConditionalGeneration, recipe: Recipe) -> LlavaForConditionalGeneration:
     """A copy of the model, in which the parts of the recipe's stage learn."""
     copied = deepcopy(model)
-    apply_stage(copied, recipe.stage)
+    apply_stage(copied, recipe)
     if recipe.gradient_checkpointing:
         copied.activation_checkpointing_enable()
     return copied
