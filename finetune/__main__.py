@@ -1,6 +1,7 @@
 """python -m finetune VERB; without one it lists them."""
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.checkpoint import Run
 
 RUNS = Path("runs")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, none for this user, none for so large a file
 DATA = "LLaVA records (JSON, JSON lines), a folder with metadata.jsonl, a Hugging Face dataset, or a mixture (YAML)"
 IMAGES = "folder or archive (.zip, .tar) of the records' pictures (default: the data file's folder)"
 
@@ -39,6 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return VERBS[verb][0](arguments[1:])
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(
+            f"The disk is full ({error}). Make room, then run the command again; add --resume to go on with a run.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

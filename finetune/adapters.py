@@ -1,7 +1,7 @@
 """LoRA: small matrices beside those of the language model, which learn in their place; and the folder of such a run.
 
-adapter_config.json and adapter_model.safetensors are PEFT's own format, with the projector in it as a whole: PEFT and
-`llava_app.loading` put them onto the base.
+adapter_config.json and adapter_model.safetensors are PEFT's own format, with the projector in it as a whole unless it
+was frozen: PEFT and `llava_app.loading` put them onto the base.
 """
 
 from pathlib import Path
@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
+from finetune.precision import whole_parts
 from finetune.recipe import Recipe
-from finetune.stages import part_of
+from finetune.stages import learning_parts, part_of
 
 TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"  # all matrices of its layers; "all-linear" has CLIP's too
 ADAPTER = "default"
@@ -44,7 +45,7 @@ def lora_config(recipe: Recipe, base: str | None = None) -> LoraConfig:
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=TARGETS,
-        modules_to_save=["multi_modal_projector"] if base else None,
+        modules_to_save=["multi_modal_projector"] if base and "projector" in learning_parts(recipe) else None,
         base_model_name_or_path=base,
     )
 
@@ -58,12 +59,12 @@ def save_adapter(
     base: str,
     processor: ProcessorMixin,
 ) -> None:
-    """Write adapters and projector as float32 safetensors, with the processor; `base` is where the rest lies."""
+    """Write adapters, and a projector that learned, as float32 safetensors, with the processor; the rest is `base`."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = {
         PREFIX + name.replace(f".{ADAPTER}.", "."): weight.detach().float().cpu().contiguous()
         for name, weight in weights.items()
-        if ".lora_" in name or part_of(name) == "projector"
+        if ".lora_" in name or part_of(name) in whole_parts(recipe)
     }
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     lora_config(recipe, base).save_pretrained(str(folder))

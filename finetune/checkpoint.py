@@ -10,10 +10,12 @@ runs/NAME/state/      step-N folders, the newest KEEP of them, until the run is 
 import copy
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,9 @@ class Run:
         save_recipe(self.recipe, folder / "recipe.yaml")
         settings = {**asdict(self), "data": str(self.data), "images": str(self.images)}
         del settings["recipe"]
-        (folder / "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        partial = folder / "run.partial"  # half a run.yaml could neither be resumed nor started anew
+        partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        partial.replace(folder / "run.yaml")
 
 
 def load_run(folder: Path) -> Run:
@@ -93,10 +97,13 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        free = shutil.disk_usage(folder.parent).free / 1e9
+        free = shutil.disk_usage(folder.parent).free / 1e6
+        reason = str(error).splitlines()[0]
+        if "inline_container" in reason:  # torch's name for a file that the disk took a part of only
+            reason = "a file was cut short"
         raise TrainingError(
-            f"{folder.parent} cannot be written ({str(error).splitlines()[0]}); {free:.1f} GB are free there. What was "
-            "saved before is whole: make room, then go on with --resume."
+            f"{folder.parent} cannot be written ({reason}); {free:,.0f} MB are free there. What was saved before is "
+            "whole: make room, then go on with --resume."
         ) from error
 
 
@@ -189,11 +196,12 @@ def drop_states(folder: Path) -> None:
 
 
 def cut_log(folder: Path, step: int) -> None:
-    """Drop the log's lines after `step`: a resumed run writes them again."""
+    """Drop the log's lines after `step`: a resumed run writes them again. That takes no room on the disk."""
     path = folder / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = takewhile(lambda line: line.endswith(b"\n") and json.loads(line)["step"] <= step, lines)
+    if lines:
+        os.truncate(path, sum(map(len, kept)))
 
 
 def step_of(state: Path) -> int:

@@ -7,11 +7,13 @@ PICTURE that of the prepared pixels. So nothing can be out of date, and the fold
 import hashlib
 import os
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from finetune.collate import Batch
@@ -20,7 +22,7 @@ from finetune.supervision import tower_features
 
 @dataclass
 class FeatureStore:
-    """Features below `folder`, up to `limit` bytes; what is beyond is computed each time."""
+    """Features below `folder`, up to `limit` bytes or until the disk is full; what is beyond is computed each time."""
 
     folder: Path
     limit: float
@@ -55,9 +57,16 @@ class FeatureStore:
         if self.held + seen_PV.nbytes > self.limit:
             return
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            numpy.save(file, seen_PV.numpy())
-        temporary.replace(path)
+        written = BytesIO()  # numpy.save does not notice that a disk takes a part of a file only
+        numpy.save(written, seen_PV.numpy())
+        try:
+            temporary.write_bytes(written.getbuffer())
+            temporary.replace(path)
+        except OSError as error:  # a full disk
+            temporary.unlink(missing_ok=True)
+            self.limit = 0.0
+            tqdm.write(f"{self.folder} cannot be written ({error}). No more features are kept; training goes on.")
+            return
         self.held += path.stat().st_size
 
 

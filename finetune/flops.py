@@ -10,6 +10,7 @@ from transformers import LlavaConfig
 
 from finetune.collate import Batch
 from finetune.recipe import Recipe
+from finetune.stages import learning_parts
 from llava_app.errors import RecipeError
 from llava_app.tiles import tiling_of
 
@@ -89,6 +90,11 @@ class Sizes:
         return 2 * self.width * (self.queries + self.keys) + 3 * self.width * self.inner
 
     @property
+    def tower_layer_weights(self) -> int:
+        """Weights of the matrices of one layer of the vision tower."""
+        return 4 * self.tower_width**2 + 2 * self.tower_width * self.tower_inner
+
+    @property
     def adapter_sides(self) -> int:
         """Inputs and outputs of these seven matrices: times the rank, the weights of their adapters."""
         return 3 * (self.width + self.inner) + 2 * (2 * self.width + self.queries + self.keys)
@@ -129,15 +135,18 @@ def model_flops(size: Sizes, recipe: Recipe, row: Row) -> float:
     learns; attention 4 times its width per pair of tokens forward and twice that backward (Chowdhery et al. 2022,
     PaLM, appendix B, where causality is not taken off). The vision tower does not count where its features are kept.
     """
-    full = recipe.stage == "instruct" and not recipe.lora_rank
+    learning = learning_parts(recipe)
+    full = "language_model" in learning and not recipe.lora_rank
+    vision, projector = "vision_tower" in learning, "projector" in learning
     matrices = 2 * size.layer_weights * row.tokens
     attention = 4 * size.queries * row.tokens**2 / row.examples
     head = 2 * size.width * size.vocabulary * row.supervised
     adapters = 3 * 2 * recipe.lora_rank * size.adapter_sides * row.tokens
     language = size.layers * (matrices * (3 if full else 2) + attention * 3 + adapters) + head * (3 if full else 2)
-    projector = 2 * row.pictures * size.patches * size.width * (2 * size.tower_width + 3 * size.width)
-    tower = 0.0 if recipe.feature_cache else _tower_flops(size, row) * (3 if recipe.vision_learning_rate else 1)
-    return float(language + projector + tower)
+    first, second = 1 + projector + vision, 1 + projector + (projector or vision)  # forward, weights, inputs
+    bridge = 2 * row.pictures * size.patches * size.width * (first * size.tower_width + second * size.width)
+    tower = 0.0 if recipe.feature_cache else _tower_flops(size, row) * (3 if vision else 1)
+    return float(language + bridge + tower)
 
 
 def step_flops(size: Sizes, recipe: Recipe, batches: Sequence[Batch]) -> float:
@@ -191,7 +200,7 @@ def _this_processor() -> Device:
 def _tower_flops(size: Sizes, row: Row) -> float:
     """Forward, for all pictures."""
     seen = size.patches + 1
-    layer = 2 * seen * (4 * size.tower_width**2 + 2 * size.tower_width * size.tower_inner)
+    layer = 2 * seen * size.tower_layer_weights
     attention = 4 * size.tower_width * seen**2
     patches = 2 * size.patches * size.patch_numbers * size.tower_width
     return float(row.pictures * (size.tower_layers * (layer + attention) + patches))

@@ -1,7 +1,9 @@
 """The log of a run: JSON lines, each a step's figures or an evaluation. What is not known is left out."""
 
 import json
+import os
 from dataclasses import asdict
+from errno import ENOSPC
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -62,8 +64,10 @@ class Log:
         if self._file is None:
             return
         known = {name: value for name, value in asdict(line).items() if value is not None}
+        text = json.dumps(known, ensure_ascii=False).encode() + b"\n"
         try:
-            self._file.write(json.dumps(known, ensure_ascii=False).encode() + b"\n")
+            if self._file.write(text) < len(text):  # the disk took a part of the line, which cut_log drops
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
         except OSError as error:
             raise TrainingError(
                 f"{self._file.name} cannot be written ({error.strerror}). What was saved before is whole: make room, "

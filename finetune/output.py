@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration, ProcessorMixin
 from finetune.adapters import save_adapter
 from finetune.checkpoint import Run, revision, save_model, stored_dtype
 from finetune.data import Checked
-from finetune.stages import STAGES
+from finetune.stages import learning_parts
 from llava_app.checkpoints import Card
 from llava_app.errors import TrainingError
 from llava_app.loading import stored_weights
@@ -72,7 +72,7 @@ class Output:
             stage=recipe.stage,
             template=recipe.template,
             image_mode=recipe.image_mode,
-            trained=STAGES[recipe.stage].trains,
+            trained=learning_parts(recipe),
             base=self.base.name,
             base_revision=revision(self.source),
             data=checked.summary(),

@@ -90,7 +90,7 @@ def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, gpu: bool) -> 
         activations = _number(recipe) * size.width * row.tokens * size.layers + per_layer
     else:
         activations = per_layer * size.layers
-    activations += _outside_the_layers(size, recipe, row)
+    activations += _kept_by_the_tower(size, recipe, row) + _outside_the_layers(size, recipe, row)
     logits = float(SOFTMAX * row.supervised * size.vocabulary)
     copies = _copies(size, recipe)
     context = CUDA_CONTEXT if gpu else 0.0
@@ -198,9 +198,23 @@ def _kept_by_a_layer(size: Sizes, recipe: Recipe, *, gpu: bool) -> float:
     reads = 3 * size.width + size.queries + 2 * size.width + size.inner  # of the seven matrices
     if recipe.lora_rank:
         return kept + (number + (1 if gpu else 4)) * reads + 7 * recipe.lora_rank * number
-    if recipe.stage == "instruct":
+    if "language_model" in whole_parts(recipe):
         kept += 8.0 * size.width + number * (reads if half else reads - 3 * size.width)
     return kept
+
+
+def _kept_by_the_tower(size: Sizes, recipe: Recipe, row: Row) -> float:
+    """Bytes that the vision tower keeps for its backward pass, where it learns.
+
+    As in `_kept_by_a_layer`, but for a feed-forward part of two matrices and what quick GELU multiplies between them.
+    """
+    if "vision_tower" not in whole_parts(recipe):
+        return 0.0
+    tokens, number = row.pictures * (size.patches + 1), 2 if recipe.precision == "bfloat16" else 4
+    layer = (8.0 + number * (10 - number)) * size.tower_width + 3.0 * number * size.tower_inner
+    if recipe.gradient_checkpointing:
+        return tokens * (4.0 * size.tower_width * size.tower_layers + layer)
+    return tokens * layer * size.tower_layers
 
 
 def _outside_the_layers(size: Sizes, recipe: Recipe, row: Row) -> float:
@@ -212,11 +226,13 @@ def _outside_the_layers(size: Sizes, recipe: Recipe, row: Row) -> float:
 
 
 def _copies(size: Sizes, recipe: Recipe) -> float:
-    """Bytes of the language model's matrices in bfloat16 that are kept for the backward pass, where float32 learns."""
-    if recipe.precision == "float32" or "language_model" not in whole_parts(recipe):
+    """Bytes of the layers' matrices in bfloat16 that are kept for the backward pass, where float32 learns."""
+    if recipe.precision == "float32":
         return 0.0
-    layers = 1 if recipe.gradient_checkpointing else size.layers
-    return 2.0 * size.layer_weights * layers
+    learning, once = whole_parts(recipe), recipe.gradient_checkpointing
+    words = size.layer_weights * (1 if once else size.layers) if "language_model" in learning else 0
+    eyes = size.tower_layer_weights * (1 if once else size.tower_layers) if "vision_tower" in learning else 0
+    return 2.0 * (words + eyes)
 
 
 def _measure(data: Path, images: Path | None, stage: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from finetune.recipe import Recipe
-from finetune.stages import STAGES, part_of
+from finetune.stages import learning_parts, part_of
 from llava_app.adapters import ADAPTER
 from llava_app.checkpoints import Card
 from llava_app.errors import TrainingError
@@ -65,8 +65,7 @@ def kept_in(name: str, recipe: Recipe, computed: torch.dtype) -> torch.dtype:
 
 def whole_parts(recipe: Recipe) -> set[str]:
     """The parts that learn themselves, not through adapters."""
-    parts = {"projector"} if recipe.lora_rank else set(STAGES[recipe.stage].trains)
-    return parts | ({"vision_tower"} if recipe.vision_learning_rate else set())
+    return set(learning_parts(recipe)) - ({"language_model"} if recipe.lora_rank else set())
 
 
 def describe(computed: torch.dtype) -> str:

@@ -22,6 +22,7 @@ CHOICES = {
     "precision": ("bfloat16", "float32"),
     "quantise": ("none", "4bit"),
     "optimizer": ("adamw", "adamw8bit"),
+    "frozen": ("none", "projector", "language_model"),
 }
 LIMITS = {  # field: (least, most), both allowed
     "learning_rate": (1e-8, 1.0),
@@ -52,8 +53,9 @@ class Recipe:
     A batch counts examples: `global_batch` per optimiser step over all processes, `micro_batch` per forward pass
     of one process. `max_length` counts tokens, the picture's included. `max_steps` ends a run before its epochs do.
     `projector_learning_rate` is `learning_rate` where it is not given; the vision tower learns only if
-    `vision_learning_rate` is. With a `lora_rank` above 0 the language model learns through adapters of that rank
-    (`lora_alpha` / `lora_rank` is their weight), and `quantise` can keep the rest of it in 4 bits (QLoRA).
+    `vision_learning_rate` is. `frozen` keeps one of the stage's parts from learning. With a `lora_rank` above 0 the
+    language model learns through adapters of that rank (`lora_alpha` / `lora_rank` is their weight), and `quantise`
+    can keep the rest of it in 4 bits (QLoRA).
     `packing` puts the examples of a micro-batch behind each other in one row instead of padding them.
     `held_out` counts examples that are not learned from but measured at every save, at most a twentieth of the data.
     `feature_cache` is how many GB of the frozen vision tower's features are kept on disk, for runs of several epochs.
@@ -69,6 +71,7 @@ class Recipe:
     micro_batch: int
     projector_learning_rate: float | None = None
     vision_learning_rate: float | None = None
+    frozen: str = "none"
     lora_rank: int = 0
     lora_alpha: int = 256
     lora_dropout: float = 0.05
@@ -105,6 +108,12 @@ class Recipe:
             raise RecipeError(f"quantise is {self.quantise}, which computes in bfloat16. Set precision=bfloat16.")
         if self.lora_rank and self.stage == "align":
             raise RecipeError("Stage align trains the projector only, so lora_rank has nothing to do. Take it away.")
+        if self.lora_rank and self.frozen == "language_model":
+            raise RecipeError("frozen is language_model, which lora_rank lets learn. Take one of them away.")
+        if self.lora_rank and self.vision_learning_rate:
+            raise RecipeError("An adapter holds no vision tower. Take vision_learning_rate away, or set lora_rank=0.")
+        if (self.stage, self.frozen) == ("align", "projector") and not self.vision_learning_rate:
+            raise RecipeError("frozen is projector, and stage align trains nothing else. Take frozen away.")
         if self.lora_rank and self.image_mode == "anyres":
             raise RecipeError("image_mode is anyres, whose row ends no adapter holds. Set lora_rank=0 or another mode.")
         if self.feature_cache and self.vision_learning_rate:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from finetune.recipe import Recipe
 from llava_app.errors import TrainingError
 
 
@@ -28,21 +29,26 @@ PARTS = {  # part: prefixes of its parameters in LlavaForConditionalGeneration
 }
 
 
-def apply_stage(model: LlavaForConditionalGeneration, stage: str, *, vision: bool = False) -> dict[str, int]:
-    """Let exactly the stage's parts learn and freeze the rest; returns the number of learning parameters per part.
+def learning_parts(recipe: Recipe) -> tuple[str, ...]:
+    """The parts that learn: those of the stage that are not frozen, and the vision tower if it has a rate."""
+    vision = ("vision_tower",) if recipe.vision_learning_rate else ()
+    return tuple(part for part in STAGES[recipe.stage].trains if part != recipe.frozen) + vision
 
-    `vision`: the vision tower learns too, as far as LLaVA reads it. A language model with adapters learns through them.
-    The second layer of a linear projector is the identity and stays frozen (see `assemble`). Raises TrainingError when
-    nothing would learn.
+
+def apply_stage(model: LlavaForConditionalGeneration, recipe: Recipe) -> dict[str, int]:
+    """Let exactly the recipe's parts learn and freeze the rest; returns the number of learning parameters per part.
+
+    The vision tower learns as far as LLaVA reads it, a language model with adapters through them. The second layer of a
+    linear projector is the identity and stays frozen (see `assemble`). Raises TrainingError when nothing would learn.
     """
-    learning = dict.fromkeys((*STAGES[stage].trains, *(["vision_tower"] if vision else [])), 0)
+    learning = dict.fromkeys(learning_parts(recipe), 0)
     for name, parameter in model.named_parameters():
         part = part_of(name)
         parameter.requires_grad = part in learning and not _is_fixed(model, name)
         if parameter.requires_grad:
             learning[part] += parameter.numel()
     if not sum(learning.values()):
-        raise TrainingError(f"Stage {stage} trains {', '.join(learning)}, but the model has no such weights.")
+        raise TrainingError(f"Stage {recipe.stage} trains {', '.join(learning)}, but the model has no such weights.")
     return learning
 
 

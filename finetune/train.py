@@ -167,7 +167,7 @@ def _prepare(model: LlavaForConditionalGeneration, recipe: Recipe, computed: tor
         model.activation_checkpointing_enable()
     if recipe.compile:
         compile_layers(model)
-    return apply_stage(model, recipe.stage, vision=recipe.vision_learning_rate is not None)
+    return apply_stage(model, recipe)
 
 
 def _course(

@@ -80,7 +80,8 @@ def adapted(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if adapters:
         raise ValueError(f"{len(adapters)} of its adapters do not fit the base, such as {min(adapters)}")
     try:
-        model.model.multi_modal_projector.load_state_dict(projector)
+        if projector:  # one that was frozen is the base's
+            model.model.multi_modal_projector.load_state_dict(projector)
     except RuntimeError as error:
         raise ValueError(f"its projector does not fit the base: {error}") from error
     model.generation_config = GenerationConfig.from_pretrained(folder)

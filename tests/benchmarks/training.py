@@ -224,7 +224,7 @@ def our_steps(loaded: Loaded, recipe: Recipe, examples: list[Encoded]) -> Steps:
 def learning(model: LlavaForConditionalGeneration, recipe: Recipe) -> LlavaForConditionalGeneration:
     """A copy of the model, in which the parts of the recipe's stage learn."""
     copied = deepcopy(model)
-    apply_stage(copied, recipe.stage)
+    apply_stage(copied, recipe)
     if recipe.gradient_checkpointing:
         copied.activation_checkpointing_enable()
     return copied
@@ -300,6 +300,7 @@ def in_a_new_process(side: str) -> float:
 def peak(side: str) -> float:
     """Bytes above what the process has before it makes a model, at the peak of two steps of 8 samples."""
     warnings.simplefilter("ignore")
+    multiprocessing.set_start_method("fork", force=True)  # of the pool that draws: spawned, it would load torch again
     recipe = recipe_for("instruct", PEAK_BATCH, gradient_checkpointing=side == "checkpointed")
     sizes = {"side": 336, "width": 192, "layers": 6, "inner": 512}
     examples = encoded_examples(random_llava("576 image tokens", **sizes), recipe, 2 * PEAK_BATCH)

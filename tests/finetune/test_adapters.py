@@ -51,8 +51,9 @@ def logits(model: LlavaForConditionalGeneration) -> torch.Tensor:
 def test_adapters_are_on_every_matrix_of_the_language_model_and_nowhere_else(base: Path) -> None:
     model = load(read_card(base), "float32").model
     before = logits(model)
-    add_adapters(model, load_recipe("memeworld_instruct", FAST))
-    learning = apply_stage(model, "instruct")
+    recipe = load_recipe("memeworld_instruct", FAST)
+    add_adapters(model, recipe)
+    learning = apply_stage(model, recipe)
     names = [name for name in trainable(model) if ".lora_" in name]
     assert len(names) == 2 * 7 * 2  # two matrices, seven places, two layers
     assert {part_of(name) for name in names} == {"language_model"}
@@ -78,6 +79,22 @@ def test_a_lora_run_is_small_answers_on_its_base_and_peft_reads_it(base: Path, d
     pieces = list(engine.answer(Conversation().ask("Which colour?"), Sampling(temperature=0, max_new_tokens=5)))
     engine.close()
     assert pieces[-1].finish
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize("more", [(), ("gradient_checkpointing=true", "quantise=4bit", "precision=bfloat16")])
+def test_an_adapter_whose_projector_was_frozen_has_that_of_its_base(
+    base: Path, data: Path, more: tuple[str, ...], folder: Path
+) -> None:
+    assert run(base, data, "max_steps=2", "frozen=projector", *more) == 0
+    adapters = load_file(folder / "runs/mine/adapter_model.safetensors")
+    assert all(".lora_" in name for name in adapters)
+    assert all(value.abs().max() > 0 for name, value in adapters.items() if ".lora_B." in name)
+    served, before = load(find("mine"), "float32").model, load(read_card(base), "float32").model
+    projector = "model.multi_modal_projector.linear_1.weight"
+    assert torch.equal(served.get_parameter(projector), before.get_parameter(projector))
+    theirs = PeftModel.from_pretrained(before, folder / "runs/mine").eval()
+    torch.testing.assert_close(logits(theirs), logits(served))
 
 
 def answer(engine: LocalEngine) -> str:

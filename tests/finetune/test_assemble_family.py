@@ -32,6 +32,7 @@ from transformers import (
 
 from finetune.assemble import assemble
 from finetune.checkpoint import save_model
+from finetune.recipe import load_recipe
 from finetune.stages import apply_stage, trainable
 from llava_app.checkpoints import Card, catalogue, write_card
 from llava_app.conversation import Conversation
@@ -92,7 +93,7 @@ def write_tower(folder: Path, kind: str) -> Path:
 
 def learn(model: PreTrainedModel, loaded: Loaded, stage: str) -> set[str]:
     """Two steps of a stage on one example; the names of the weights that moved."""
-    apply_stage(model, stage)
+    apply_stage(model, load_recipe(f"memeworld_{stage}"))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     encoded = encode(TALK, loaded.processor, open_answer=False)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)

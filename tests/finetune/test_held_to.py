@@ -1,9 +1,6 @@
-"""What a run promises beside its steps: exact resuming with adapters, a full disk, features kept on disk."""
+"""What a run promises beside its steps: features kept on disk, a vision tower that learns, examples held out."""
 
 import re
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from finetune import features, train
+from finetune import features
 from finetune.__main__ import main
 from finetune.collate import Batch, StepCollator
 from finetune.data import Example, Examples, read_records
@@ -20,9 +17,9 @@ from finetune.held_out import split
 from finetune.supervision import SupervisedLoss
 from llava_app.checkpoints import read_card
 from llava_app.loading import Loaded, load
+from tests.finetune.test_full_disk import files_of_at_most
 
 FAST = ("precision=float32", "global_batch=8", "micro_batch=4", "save_every=2", "max_steps=5", "epochs=3")
-LORA = ("lora_rank=4", "lora_dropout=0.3", "learning_rate=1e-2", "optimizer=adamw8bit")
 
 
 @pytest.fixture(autouse=True)
@@ -39,44 +36,6 @@ def instruct(*arguments: str) -> int:
 
 def start(name: str, base: Path, data: Path, *more: str) -> int:
     return instruct("--base", str(base), "--data", str(data), "--name", name, *FAST, *more)
-
-
-def states(name: str) -> set[str]:
-    return {path.name for path in Path("runs", name, "state").iterdir()}
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No file of this process grows beyond `size` bytes: writes fail as they do on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_stops_the_run_and_leaves_the_last_state_whole(
-    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert start("whole", base, data, *LORA) == 0
-    real = train._save_state
-
-    def disk_full_at_four(course: train.Course, step: int) -> None:
-        with files_of_at_most(2000 if step == 4 else resource.RLIM_INFINITY):
-            real(course, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "_save_state", disk_full_at_four)
-        assert start("full", base, data, *LORA) == 2
-    told = capsys.readouterr().err
-    assert "make room, then go on with --resume" in told
-    assert "Traceback" not in told
-    assert states("full") == {"step-2"}
-    assert instruct("--name", "full", "--resume") == 0
-    one, other = (load_file(f"runs/{name}/adapter_model.safetensors") for name in ("whole", "full"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +74,21 @@ def test_no_more_features_are_kept_than_allowed(loaded: Loaded, batch: Batch, fo
     assert whole is not None
     assert torch.equal(kept, whole)
     assert 0 < sum(path.stat().st_size for path in (folder / "features").iterdir()) <= 1000
+
+
+def test_a_full_disk_keeps_no_features_and_stops_nothing(
+    loaded: Loaded, batch: Batch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FeatureStore(folder / "features", 1e6)
+    with files_of_at_most(200):
+        made = store.fill(batch, loaded.model).features
+        store.fill(batch, loaded.model)
+    whole = FeatureStore(folder / "others", 1e6).fill(batch, loaded.model).features
+    assert made is not None
+    assert whole is not None
+    assert torch.equal(made, whole)
+    assert list((folder / "features").iterdir()) == []
+    assert capsys.readouterr().out.count("cannot be written") == 1
 
 
 def test_another_tower_has_other_features(loaded: Loaded) -> None:

@@ -1,6 +1,7 @@
 """The plan against arithmetic that is published, against counted FLOPs, and against what autograd really keeps."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,16 @@ from tests.family_models import next_config
 from tests.fixtures_model import tiny_config
 
 ROW = Row(examples=4, tokens=4 * 80, pictures=4, supervised=4 * 80)
-HOW = [("align",), ("instruct",), ("instruct", "lora_rank=8")]
+VISION = "vision_learning_rate=1e-5"
+HOW = [
+    ("align",),
+    ("instruct",),
+    ("instruct", "lora_rank=8"),
+    ("instruct", "frozen=projector"),
+    ("instruct", "frozen=language_model"),
+    ("instruct", VISION),
+    ("align", VISION, "frozen=projector"),
+]
 PRESETS = {named.name: float(size[1]) * 1e9 for named in all_recipes() if (size := re.search(r"_(\d+)gb$", named.name))}
 
 
@@ -44,16 +54,14 @@ def step(model: LlavaForConditionalGeneration) -> torch.Tensor:
     return functional.cross_entropy(logits_BSV.flatten(0, 1).float(), ids_BS.flatten())
 
 
-@pytest.mark.parametrize("stage", ["align", "instruct"])
-def test_flops_are_those_that_torch_counts(stage: str) -> None:
+@pytest.mark.parametrize("how", [how for how in HOW if "lora_rank=8" not in how], ids=" ".join)
+def test_flops_are_those_that_torch_counts(how: tuple[str, ...]) -> None:
+    recipe = load_recipe(f"memeworld_{how[0]}", how[1:])
     model = LlavaForConditionalGeneration._from_config(small(), attn_implementation="eager")
-    apply_stage(model, stage)
-    model.model.vision_tower.requires_grad_(False)
+    apply_stage(model, recipe)
     with FlopCounterMode(display=False) as counter:
         step(model).backward()
-    assert model_flops(sizes(small()), load_recipe(f"memeworld_{stage}"), ROW) == pytest.approx(
-        counter.get_total_flops(), rel=0.03
-    )
+    assert model_flops(sizes(small()), recipe, ROW) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 def test_a_full_step_of_seven_billion_is_six_flops_per_weight_and_token() -> None:
@@ -65,15 +73,30 @@ def test_a_full_step_of_seven_billion_is_six_flops_per_weight_and_token() -> Non
     assert align < lora < 0.75 * flops
 
 
-@pytest.mark.parametrize("how", HOW, ids=" ".join)
+def with_large_eyes() -> LlavaConfig:
+    """As `small`, with a vision tower that outweighs the rest."""
+    config = small()
+    shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 9, "num_attention_heads": 4}
+    config.vision_config.update(shape)
+    config.vision_feature_layer = -1  # all are read, as in the plan: transformers' own forward pass computes all
+    return config
+
+
+@pytest.mark.parametrize(
+    ("how", "config"),
+    [*((how, small) for how in HOW), (HOW[-1], with_large_eyes)],
+    ids=[*map(" ".join, HOW), "large eyes"],
+)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_planned_activations_are_those_that_autograd_keeps(how: tuple[str, ...], precision: str) -> None:
+def test_the_planned_activations_are_those_that_autograd_keeps(
+    how: tuple[str, ...], config: Callable[[], LlavaConfig], precision: str
+) -> None:
     recipe = load_recipe(f"memeworld_{how[0]}", [*how[1:], f"precision={precision}"])
-    model = LlavaForConditionalGeneration._from_config(small(), attn_implementation="sdpa").train()
+    model = LlavaForConditionalGeneration._from_config(config(), attn_implementation="sdpa").train()
     if recipe.lora_rank:
         add_adapters(model, recipe)
     keep(model, recipe, getattr(torch, precision))
-    apply_stage(model, recipe.stage)
+    apply_stage(model, recipe)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -85,7 +108,7 @@ def test_the_planned_activations_are_those_that_autograd_keeps(how: tuple[str, .
 
     with saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", enabled=precision == "bfloat16"):
         loss = step(model)
-    planned = plan_memory(small(), recipe, ROW, gpu=False)
+    planned = plan_memory(config(), recipe, ROW, gpu=False)
     logits = ROW.supervised * 512 * 4.0  # of the planned 12 bytes, those that are kept
     measured = sum(storage.nbytes() for storage in kept.values())
     assert planned.activations + planned.copies + logits == pytest.approx(measured, rel=0.15)
@@ -129,7 +152,7 @@ def test_mfu_is_the_share_of_the_peak() -> None:
     assert mfu(100e12, 2.0, GPUS["a100-80gb"], devices=1) == pytest.approx(50 / 312)
 
 
-@pytest.mark.parametrize("how", [("align",), ("instruct", "lora_rank=8"), ("instruct", "vision_learning_rate=1e-5")])
+@pytest.mark.parametrize("how", [("align",), ("instruct", "lora_rank=8"), ("instruct", VISION)])
 def test_the_flops_of_a_step_are_those_of_its_examples(how: tuple[str, ...]) -> None:
     size, recipe = sizes(small()), load_recipe(f"memeworld_{how[0]}", how[1:])
     lengths, labels = torch.tensor([80, 100]), torch.full((1, 180), IGNORE)

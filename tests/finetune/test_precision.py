@@ -24,7 +24,10 @@ CASES = {  # stage and changes: numbers of the tower, the projector, the languag
     ("align",): (HALF, WHOLE, HALF, None),
     ("instruct",): (HALF, WHOLE, WHOLE, None),
     ("instruct", "vision_learning_rate=1e-5"): (WHOLE, WHOLE, WHOLE, None),
+    ("instruct", "frozen=projector"): (HALF, HALF, WHOLE, None),
+    ("instruct", "frozen=language_model"): (HALF, WHOLE, HALF, None),
     ("instruct", *LORA): (HALF, WHOLE, HALF, WHOLE),
+    ("instruct", *LORA, "frozen=projector"): (HALF, HALF, HALF, WHOLE),
     ("instruct", *LORA, "quantise=4bit"): (HALF, WHOLE, HALF, HALF),
     ("instruct", "precision=float32"): (WHOLE, WHOLE, WHOLE, None),
 }
@@ -43,7 +46,7 @@ def prepared(base: Path, recipe: Recipe, computed: torch.dtype) -> LlavaForCondi
     if recipe.lora_rank:
         add_adapters(model, recipe)
     keep(model, recipe, computed)
-    apply_stage(model, recipe.stage, vision=recipe.vision_learning_rate is not None)
+    apply_stage(model, recipe)
     return model
 
 

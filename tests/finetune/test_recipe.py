@@ -208,6 +208,10 @@ def test_a_recipe_cannot_be_changed() -> None:
         ("memeworld_instruct", ["quantise=4bit", "lora_rank=4", "precision=float32"], "precision=bfloat16"),
         ("memeworld_instruct", ["feature_cache=1", "vision_learning_rate=1e-5"], "frozen vision tower"),
         ("memeworld_align", ["lora_rank=4"], "projector only"),
+        ("memeworld_instruct", ["lora_rank=4", "frozen=language_model"], "lora_rank lets learn"),
+        ("memeworld_instruct", ["lora_rank=4", "vision_learning_rate=1e-5"], "holds no vision tower"),
+        ("memeworld_align", ["frozen=projector"], "trains nothing else"),
+        ("memeworld_instruct", ["frozen=projectr"], "'projectr'; it can be none or projector or language_model"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(recipe: str, overrides: list[str], told: str) -> None:

@@ -64,7 +64,7 @@ def course(
 ) -> Course:
     accelerator = accelerator or Accelerator(cpu=True)
     recipe = recipe_from({**vars(load_recipe(f"memeworld_{stage}")), "precision": "float32", **changes})
-    apply_stage(loaded.model, stage)
+    apply_stage(loaded.model, recipe)
     learning = [weight for weight in loaded.model.parameters() if weight.requires_grad]
     model, optimizer = accelerator.prepare(
         SupervisedLoss(loaded.model).train(), SGD([{"params": learning, "scale": 1.0}], lr=1.0)
@@ -91,7 +91,7 @@ def test_packed_padded_and_single_examples_have_one_loss_and_one_gradient(
     results = []
     for micro, packed in ((8, True), (8, False), (1, False)):
         loaded = load(read_card(base), "float32")
-        apply_stage(loaded.model, "instruct")
+        apply_stage(loaded.model, load_recipe("memeworld_instruct"))
         model = SupervisedLoss(loaded.model)
         loss = sum(model(batch) for batch in batches_of(loaded, data, micro=micro, packed=packed))
         loss.backward()
@@ -169,7 +169,7 @@ def test_frozen_parts_do_not_move_and_the_others_do(stage: str, base: Path, data
 
 def test_a_text_only_step_gives_every_learning_weight_a_gradient(base: Path, data: Path) -> None:
     loaded = load(read_card(base), "float32")
-    apply_stage(loaded.model, "instruct")
+    apply_stage(loaded.model, load_recipe("memeworld_instruct"))
     example = Example(read_records(data)[-1], (), 0)
     encoded = Examples((example,), loaded.processor, max_length=512)[0]
     SupervisedLoss(loaded.model)(pad([encoded], 0)).backward()
