@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,11 @@ class Device:
     flops: float
     memory: float
     source: str
+    bfloat16: bool = True
 
 
 GPUS = {  # by name for the command line
-    key: Device(name, teraflops * 1e12, gigabytes * 1e9, source)
+    key: Device(name, teraflops * 1e12, gigabytes * 1e9, source, bfloat16=key != "t4")
     for key, name, teraflops, gigabytes, source in (
         ("h200", "NVIDIA H200", 989, 141, "H200 datasheet, bfloat16, half of the figure with sparsity"),
         ("h100", "NVIDIA H100 SXM", 989, 80, "H100 datasheet, bfloat16, half of the figure with sparsity"),
@@ -175,7 +176,7 @@ def find_device(name: str | None) -> Device:
         key = REPORTED.get(found.name)
         if key is None:
             raise RecipeError(f"The peak of {found.name} is not known here. Give --device, one of {', '.join(GPUS)}.")
-        return Device(found.name, GPUS[key].flops, float(found.total_memory), GPUS[key].source)
+        return replace(GPUS[key], name=found.name, memory=float(found.total_memory))
     if name in (None, "cpu"):
         return _this_processor()
     if name not in GPUS:

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from finetune import precision
 from finetune.data.mixture import open_data, picture_root
 from finetune.data.refusals import CHARACTERS_PER_TOKEN, wrong_record
 from finetune.flops import GPUS, Device, Row, Sizes, find_device, model_flops, sizes
-from finetune.precision import whole_parts
+from finetune.precision import computed_in, kept_in, whole_parts
 from finetune.recipe import Recipe, named_recipe
 from finetune.stages import part_of
 from llava_app.checkpoints import find
@@ -66,21 +67,22 @@ class Memory:
     optimiser: float
     activations: float
     logits: float
-    copies: float  # of float32 weights in the precision that is computed in
+    copies: float  # of float32 weights in the 16 bits that are computed in
     context: float
     peak: float
 
 
-def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, gpu: bool) -> Memory:
+def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, gpu: bool, bfloat16: bool = True) -> Memory:
     """What steps of `recipe` take whose forward passes are `row`, on one device that holds the whole model.
 
+    `bfloat16`: whether the device computes in it; else adapters on a quantised model are kept in float32.
+
     Of gradients and activations the one grows while the other shrinks: they count together only where several
-    forward passes make a step.
+    forward passes make a step, and but for what one layer keeps where layers are recomputed.
     """
     size = sizes(config)
     stored, learning = _weights(config, recipe)
-    quantised = recipe.quantise != "none"
-    number = 2 if quantised else 4  # bytes of an adapter's weight, or of any weight that learns
+    number = kept_in(".lora_", recipe, computed_in(recipe, bfloat16=bfloat16)).itemsize
     adapters = recipe.lora_rank * size.adapter_sides * size.layers
     gradients = 4.0 * learning + number * adapters
     states = 2.0 * (learning + adapters) if recipe.optimizer == "adamw8bit" else 8.0 * learning + 2 * number * adapters
@@ -92,11 +94,12 @@ def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, gpu: bool) -> 
         activations = per_layer * size.layers
     activations += _kept_by_the_tower(size, recipe, row) + _outside_the_layers(size, recipe, row)
     logits = float(SOFTMAX * row.supervised * size.vocabulary)
-    copies = _copies(size, recipe)
+    copies = _copies(size, recipe, of_adapters=number == 4)
     context = CUDA_CONTEXT if gpu else 0.0
     backward = 4.0 * row.tokens * 4 * size.inner  # gradients inside one layer
     start = activations + copies + max(logits, backward) + (gradients if recipe.accumulation > 1 else 0)
-    peak = weights + states + context + max(start, gradients + backward)
+    end = gradients + backward + (per_layer + copies if recipe.gradient_checkpointing else 0)
+    peak = weights + states + context + max(start, end)
     return Memory(weights, gradients, states, activations, logits, copies, context, peak)
 
 
@@ -116,7 +119,7 @@ def describe(recipe: Recipe, memory: Memory, device: Device) -> str:
         (f"optimiser ({recipe.optimizer})", memory.optimiser),
         (f"activations{' (recomputed)' if recipe.gradient_checkpointing else ''}", memory.activations),
         ("logits", memory.logits),
-        ("copies in bfloat16", memory.copies),
+        ("copies in 16 bits", memory.copies),
         ("CUDA context", memory.context),
     ]
     lines = [f"  {name:24} {size / 1e9:8.2f} GB" for name, size in parts if size]
@@ -139,11 +142,12 @@ def main(arguments: list[str]) -> int:
     if options.data:
         text, examples = _measure(options.data, options.images, recipe.stage)
     row = row_of(size, recipe, text)
-    memory = plan_memory(config, recipe, row, gpu=device.name != "this processor")
+    memory = plan_memory(config, recipe, row, gpu=device.name != "this processor", bfloat16=device.bfloat16)
     usual = size.picture_tokens + text
     flops = model_flops(size, recipe, Row(1, usual, size.tiles, text))
     print(f"{named.name} on {device.name} ({device.flops / 1e12:.2f} TFLOP/s at most: {device.source})")
     print(f"memory for {row.examples} examples at a time, {row.tokens:,} tokens:")
+    print(precision.describe(recipe, computed_in(recipe, bfloat16=device.bfloat16)))
     print(describe(recipe, memory, device))
     seconds = flops / (device.flops * UTILISATION)
     print(
@@ -188,13 +192,14 @@ def _kept_by_a_layer(size: Sizes, recipe: Recipe, *, gpu: bool) -> float:
     """Bytes per token that one layer of the language model keeps for its backward pass.
 
     Both norms keep what they read, in float32, and what they made of it where they learn. Attention keeps queries,
-    keys, values and its result; the feed-forward part keeps gate, its activation and the other factor. A matrix keeps
+    keys, values and its result, a CPU's in float32; the feed-forward part keeps gate, its activation and the other factor. A matrix keeps
     what it reads where it learns, and under autocast each of them a copy of its own; an adapter keeps what it reads and
     which of it was dropped, a byte each; a CPU keeps what it was multiplied by.
     """
     half = recipe.precision == "bfloat16"
     number = 2 if half else 4
-    kept = 8.0 * size.width + number * (2 * size.queries + 2 * size.keys + 3 * size.inner)
+    attended = (number if gpu else 4) * (2 * size.queries + 2 * size.keys)
+    kept = 8.0 * size.width + attended + number * 3 * size.inner
     reads = 3 * size.width + size.queries + 2 * size.width + size.inner  # of the seven matrices
     if recipe.lora_rank:
         return kept + (number + (1 if gpu else 4)) * reads + 7 * recipe.lora_rank * number
@@ -225,14 +230,15 @@ def _outside_the_layers(size: Sizes, recipe: Recipe, row: Row) -> float:
     return pixels + projector + number * row.tokens * 5 * size.width
 
 
-def _copies(size: Sizes, recipe: Recipe) -> float:
-    """Bytes of the layers' matrices in bfloat16 that are kept for the backward pass, where float32 learns."""
+def _copies(size: Sizes, recipe: Recipe, *, of_adapters: bool) -> float:
+    """Bytes of the layers' matrices in 16 bits that are kept for the backward pass, where float32 learns."""
     if recipe.precision == "float32":
         return 0.0
     learning, once = whole_parts(recipe), recipe.gradient_checkpointing
-    words = size.layer_weights * (1 if once else size.layers) if "language_model" in learning else 0
-    eyes = size.tower_layer_weights * (1 if once else size.tower_layers) if "vision_tower" in learning else 0
-    return 2.0 * (words + eyes)
+    layer = size.layer_weights if "language_model" in learning else 0
+    layer += recipe.lora_rank * size.adapter_sides if of_adapters else 0
+    eyes = size.tower_layer_weights if "vision_tower" in learning else 0
+    return 2.0 * (layer * (1 if once else size.layers) + eyes * (1 if once else size.tower_layers))
 
 
 def _measure(data: Path, images: Path | None, stage: str) -> tuple[int, int]:

@@ -68,10 +68,11 @@ def whole_parts(recipe: Recipe) -> set[str]:
     return set(learning_parts(recipe)) - ({"language_model"} if recipe.lora_rank else set())
 
 
-def describe(computed: torch.dtype) -> str:
+def describe(recipe: Recipe, computed: torch.dtype) -> str:
     """One line for a person."""
     name = str(computed).removeprefix("torch.")
     if computed == torch.float32:
         return "computing in float32"
     why = ", with scaled gradients, since this GPU has no bfloat16" if computed == torch.float16 else ""
-    return f"computing in {name}{why}; what learns is kept in float32, what is frozen in {name}"
+    half = "adapters and what is frozen" if kept_in(".lora_", recipe, computed) == computed else "what is frozen"
+    return f"computing in {name}{why}; what learns is kept in float32, {half} in {name}"

@@ -83,7 +83,7 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
     output = Output(run, folder, base, Path(loaded.model.name_or_path), processor)
     learning = _prepare(loaded.model, recipe, computed)
-    told = (checked.describe(), describe(loaded.model, learning), precision.describe(computed))
+    told = (checked.describe(), describe(loaded.model, learning), precision.describe(recipe, computed))
     accelerator.print(*told, sep="\n")
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)

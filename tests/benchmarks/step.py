@@ -19,24 +19,28 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from finetune.assemble import assemble
-from finetune.data.refusals import Ruler
+from finetune.collate import pack
+from finetune.data import Example, Examples
 from finetune.flops import Row
 from finetune.plan import plan_memory
 from finetune.recipe import load_recipe
 from llava_app.checkpoints import read_card
 from llava_app.loading import processor_of
 from llava_app.outlook import config_of
+from llava_app.prompts import Encoded
 from tests.fixtures_model import byte_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = 8
+TEMPLATE = "mistral_instruct"  # no system prompt: what examples share is as little as in real data, in bytes too
 CASES = {  # name: overrides of the recipe
-    "stage 1": ("stage=align", "template=vicuna_v1"),
+    "stage 1": ("stage=align",),
     "stage 2": (),
     "stage 2, recomputed": ("gradient_checkpointing=true",),
     "stage 2, accumulated": (f"micro_batch={EXAMPLES // 2}",),
     "stage 2, bfloat16": ("precision=bfloat16",),
-    "stage 1, bfloat16": ("stage=align", "template=vicuna_v1", "precision=bfloat16"),
+    "recomputed, bfloat16": ("gradient_checkpointing=true", "precision=bfloat16"),
+    "stage 1, bfloat16": ("stage=align", "precision=bfloat16"),
     "stage 2 with LoRA": ("lora_rank=16", "lora_alpha=32"),
     "LoRA, bfloat16": ("lora_rank=16", "lora_alpha=32", "precision=bfloat16"),
 }
@@ -57,12 +61,17 @@ print("BYTES", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - befor
 
 @dataclass(frozen=True)
 class Material:
-    """A model and data for it, all of whose records are equally long."""
+    """A model and data for it, all of whose records are alike."""
 
     small: Path
     large: Path
     data: Path
-    row: Row
+    examples: list[Encoded]
+
+    def row(self, count: int) -> Row:
+        """What a forward pass of so many examples takes in."""
+        batch = pack(self.examples[:count], processor_of(read_card(self.large)).image_token_id)
+        return Row(count, batch.input_ids.numel(), count, batch.supervised)
 
 
 def main() -> None:
@@ -81,12 +90,13 @@ def make_material(folder: Path) -> Material:
     """A model of 512 × 8 with 64 visual tokens, one of 64 × 1, and records for two steps."""
     small, large = (_model(folder / str(width), width, layers) for width, layers in ((64, 1), (512, 8)))
     Image.new("RGB", (112, 112), "red").save(folder / "red.png")
-    turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A red picture. " * 4}]
+    question, answer = "<image>\n" + "What is this? " * 10, "A red picture. " * 4
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     records = [{"id": str(n), "image": "red.png", "conversations": turns} for n in range(2 * EXAMPLES)]
     (folder / "records.json").write_text(json.dumps(records), encoding="utf-8")
-    ids, supervised = Ruler(processor_of(read_card(large)), 512).tokens(records[0])
-    row = Row(EXAMPLES, EXAMPLES * len(ids), EXAMPLES, EXAMPLES * int(supervised.sum()))
-    return Material(small, large, folder / "records.json", row)
+    example = Example(records[0], (folder / "red.png",), 0)
+    encoded = Examples((example,), processor_of(read_card(large)), max_length=512)[0]
+    return Material(small, large, folder / "records.json", [encoded] * EXAMPLES)
 
 
 def _model(folder: Path, width: int, layers: int) -> Path:
@@ -112,22 +122,21 @@ def _model(folder: Path, width: int, layers: int) -> Path:
     CLIPVisionModel(vision).save_pretrained(folder / "vision")
     LlamaForCausalLM(text).save_pretrained(folder / "language")
     byte_tokenizer().save_pretrained(folder / "language")
-    assemble(folder / "vision", folder / "language", folder / "base", dtype=torch.float32)
+    assemble(folder / "vision", folder / "language", folder / "base", dtype=torch.float32, template=TEMPLATE)
     return folder / "base"
 
 
 def overrides(name: str) -> list[str]:
     """Of memeworld's recipe for stage 2, in a case."""
-    common = [f"global_batch={EXAMPLES}", f"micro_batch={EXAMPLES}", "precision=float32", "max_steps=2", "epochs=2"]
-    return [*common, *CASES[name]]
+    batch = [f"global_batch={EXAMPLES}", f"micro_batch={EXAMPLES}", "max_steps=2", "epochs=2"]
+    return [*batch, f"template={TEMPLATE}", "precision=float32", *CASES[name]]
 
 
 def plan(material: Material, name: str) -> float:
     """Bytes that are expected."""
     recipe = load_recipe("memeworld_instruct", overrides(name))
-    share = recipe.micro_batch / EXAMPLES
-    row = Row(*(int(value * share) for value in vars(material.row).values()))
-    return plan_memory(config_of(read_card(material.large)), recipe, row, gpu=False).peak
+    config, row = config_of(read_card(material.large)), material.row(recipe.micro_batch)
+    return plan_memory(config, recipe, row, gpu=False).peak
 
 
 def measure(material: Material, name: str) -> float:

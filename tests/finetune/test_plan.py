@@ -15,10 +15,12 @@ from finetune.__main__ import main
 from finetune.adapters import add_adapters
 from finetune.collate import IGNORE, Batch
 from finetune.flops import GPUS, REPORTED, Row, find_device, known_peak, mfu, model_flops, sizes, step_flops
+from finetune.packing import use_packing
 from finetune.plan import USUAL, base_config, plan_memory, row_of
 from finetune.precision import keep
 from finetune.recipe import all_recipes, load_recipe
 from finetune.stages import apply_stage
+from finetune.supervision import SupervisedLoss
 from llava_app.errors import RecipeError
 from tests.family_models import next_config
 from tests.fixtures_model import tiny_config
@@ -73,12 +75,23 @@ def test_a_full_step_of_seven_billion_is_six_flops_per_weight_and_token() -> Non
     assert align < lora < 0.75 * flops
 
 
+def packed() -> Batch:
+    """ROW as training reads it; the first token of an example teaches nothing."""
+    ids_BS = torch.full((4, 80), 5)
+    ids_BS[:, :64] = 3
+    labels_BS = ids_BS.clone()
+    labels_BS[:, 0] = IGNORE
+    positions, parts = torch.arange(80).repeat(1, 4), torch.tensor([0, 80, 80, 80, 80])
+    rows = ids_BS.reshape(1, -1), labels_BS.reshape(1, -1)
+    return Batch(*rows, torch.randn(4, 3, 112, 112), parts[1:], positions, parts)
+
+
 def with_large_eyes() -> LlavaConfig:
     """As `small`, with a vision tower that outweighs the rest."""
     config = small()
     shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 9, "num_attention_heads": 4}
     config.vision_config.update(shape)
-    config.vision_feature_layer = -1  # all are read, as in the plan: transformers' own forward pass computes all
+    config.vision_feature_layer = -1  # all are read
     return config
 
 
@@ -92,7 +105,8 @@ def test_the_planned_activations_are_those_that_autograd_keeps(
     how: tuple[str, ...], config: Callable[[], LlavaConfig], precision: str
 ) -> None:
     recipe = load_recipe(f"memeworld_{how[0]}", [*how[1:], f"precision={precision}"])
-    model = LlavaForConditionalGeneration._from_config(config(), attn_implementation="sdpa").train()
+    model = LlavaForConditionalGeneration._from_config(config()).train()
+    use_packing(model, 512)
     if recipe.lora_rank:
         add_adapters(model, recipe)
     keep(model, recipe, getattr(torch, precision))
@@ -107,7 +121,7 @@ def test_the_planned_activations_are_those_that_autograd_keeps(
         return tensor
 
     with saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", enabled=precision == "bfloat16"):
-        loss = step(model)
+        loss = SupervisedLoss(model)(packed())
     planned = plan_memory(config(), recipe, ROW, gpu=False)
     logits = ROW.supervised * 512 * 4.0  # of the planned 12 bytes, those that are kept
     measured = sum(storage.nbytes() for storage in kept.values())
