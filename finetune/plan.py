@@ -192,9 +192,9 @@ def _kept_by_a_layer(size: Sizes, recipe: Recipe, *, gpu: bool) -> float:
     """Bytes per token that one layer of the language model keeps for its backward pass.
 
     Both norms keep what they read, in float32, and what they made of it where they learn. Attention keeps queries,
-    keys, values and its result, a CPU's in float32; the feed-forward part keeps gate, its activation and the other factor. A matrix keeps
-    what it reads where it learns, and under autocast each of them a copy of its own; an adapter keeps what it reads and
-    which of it was dropped, a byte each; a CPU keeps what it was multiplied by.
+    keys, values and its result, a CPU's in float32; the feed-forward part keeps gate, its activation and the other
+    factor. A matrix keeps what it reads where it learns, and under autocast each of them a copy of its own; an adapter
+    keeps what it reads and which of it was dropped, a byte each; a CPU keeps what it was multiplied by.
     """
     half = recipe.precision == "bfloat16"
     number = 2 if half else 4

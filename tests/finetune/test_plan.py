@@ -143,11 +143,30 @@ def test_seven_billion_take_what_is_known_of_them() -> None:
     assert lora.lora_rank * sizes(config).adapter_sides * sizes(config).layers == 319_815_680
 
 
+@pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize(("name", "room"), PRESETS.items(), ids=PRESETS)
-def test_a_preset_fits_into_the_memory_of_its_name(name: str, room: float) -> None:
+def test_a_preset_fits_into_the_memory_of_its_name(name: str, room: float, bfloat16: bool) -> None:
     recipe = load_recipe(name)
     row = row_of(sizes(base_config("7b")), recipe, USUAL["instruct"])
-    assert plan_memory(base_config("7b"), recipe, row, gpu=True).peak < 0.9 * room
+    assert plan_memory(base_config("7b"), recipe, row, gpu=True, bfloat16=bfloat16).peak < 0.9 * room
+
+
+def test_without_bfloat16_the_adapters_of_a_quantised_model_are_kept_in_float32() -> None:
+    recipe, config = load_recipe("llava15_7b_qlora_24gb"), base_config("7b")
+    row = row_of(sizes(config), recipe, USUAL["instruct"])
+    new, old = (plan_memory(config, recipe, row, gpu=True, bfloat16=has) for has in (True, False))
+    adapters = 319_815_680  # of rank 128
+    assert old.weights - new.weights == old.gradients - new.gradients == 2 * adapters
+    assert old.optimiser - new.optimiser == 4 * adapters
+    assert old.copies - new.copies == 2 * adapters / 32  # of one layer at a time
+    assert new.copies == 0
+
+
+def test_a_plan_says_in_what_is_computed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llava15_7b_qlora_16gb", "--device", "t4"]) == 0
+    assert "computing in float16, with scaled gradients" in capsys.readouterr().out
+    assert main(["plan", "llava15_7b_qlora_16gb", "--device", "l4"]) == 0
+    assert "float32, adapters and what is frozen in bfloat16" in capsys.readouterr().out
 
 
 def test_there_is_a_preset_for_each_of_the_usual_sizes() -> None:

@@ -1,13 +1,17 @@
 """float16 with scaled gradients, as on a GPU without bfloat16. torch can do it on a CPU; only accelerate says no."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from bitsandbytes.nn import Linear4bit
 
+from finetune.adapters import add_adapters
 from finetune.checkpoint import load_state, save_state
+from finetune.optimise import make_optimizer
 from finetune.precision import keep
 from finetune.recipe import load_recipe
 from finetune.stages import trainable
@@ -58,6 +62,50 @@ def test_a_step_whose_gradients_overflow_moves_nothing_and_lowers_the_scale(base
     accelerator = scaling(2.0**40)
     _, _, made = step(base, data, accelerator)
     assert all(torch.equal(weight, before[name]) for name, weight in trainable(made.llava).items())
+    assert accelerator.scaler.get_scale() == 2.0**39
+
+
+def qlora_step(
+    base: Path, data: Path, accelerator: Accelerator, *, computed: torch.dtype, optimizer: str
+) -> tuple[float, float, Course]:
+    """A step of QLoRA with its own optimiser. bitsandbytes computes as on a GPU that has, or has not, bfloat16."""
+    loaded = load(read_card(base), "4bit")
+    recipe = load_recipe("memeworld_instruct", ["lora_rank=4", "quantise=4bit", f"optimizer={optimizer}"])
+    batches = batches_of(loaded, data, micro=4)
+    torch.manual_seed(0)
+    add_adapters(loaded.model, recipe)
+    keep(loaded.model, recipe, computed)
+    for module in loaded.model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = computed
+    made = course(loaded, accelerator=accelerator, **asdict(recipe))
+    accelerator._optimizers.clear()  # the course's own would unscale the gradients a second time
+    made = replace(made, optimizer=accelerator.prepare(make_optimizer(loaded.model, recipe)))
+    return *take_step(made, batches, supervised=sum(batch.supervised for batch in batches), rate=1e-3), made
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_qlora_without_bfloat16_takes_nearly_the_same_step(base: Path, data: Path, optimizer: str) -> None:
+    half = qlora_step(base, data, scaling(2.0**10), computed=torch.float16, optimizer=optimizer)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    usual = Accelerator(cpu=True, mixed_precision="bf16")
+    wanted = qlora_step(base, data, usual, computed=torch.bfloat16, optimizer=optimizer)
+    assert half[:2] == pytest.approx(wanted[:2], rel=0.03)
+    learned, theirs = trainable(half[2].llava), trainable(wanted[2].llava)
+    assert {weight.dtype for weight in learned.values()} == {torch.float32}
+    moved = [name for name in learned if ".lora_B." in name]
+    assert len(moved) == 14
+    for name in moved:  # from zero, by the rate at most
+        assert float(learned[name].detach().abs().max()) == pytest.approx(1e-3, rel=0.01)
+        assert (learned[name].sign() == theirs[name].sign()).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_qlora_without_bfloat16_skips_a_step_that_overflows(base: Path, data: Path, optimizer: str) -> None:
+    accelerator = scaling(2.0**40)
+    _, _, made = qlora_step(base, data, accelerator, computed=torch.float16, optimizer=optimizer)
+    learned = trainable(made.llava)
+    assert not any(learned[name].any() for name in learned if ".lora_B." in name)
     assert accelerator.scaler.get_scale() == 2.0**39
 
 
