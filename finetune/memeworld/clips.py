@@ -4,12 +4,11 @@ import random
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
 from finetune.memeworld import draw
-from finetune.memeworld.dataset import picture_record, write_records
+from finetune.memeworld.dataset import write_questions
 from finetune.memeworld.world import BACKGROUNDS, COLOURS, SIZES, Thing
 
 FRAMES = 4
@@ -73,15 +72,5 @@ def make_clip(split: str, index: int) -> BallClip:
 
 def write_clips(folder: Path, *, count: int) -> Path:
     """Draw `count` clips of the split "train" into `folder`, frame by frame; returns the file of their records."""
-    (folder / "clips").mkdir(parents=True, exist_ok=True)
-    path = folder / "clips.json"
-    write_records(path, [_record(folder, index) for index in range(count)])
-    return path
-
-
-def _record(folder: Path, index: int) -> dict[str, Any]:
-    clip = make_clip("train", index)
-    names = [f"clips/{index:06}-{number}.png" for number in range(FRAMES)]
-    for name, frame in zip(names, clip.frames(), strict=True):
-        frame.save(folder / name, compress_level=1)
-    return picture_record(f"clip-{index:06}", names, [(clip.question, clip.answer)])
+    made = (make_clip("train", index) for index in range(count))
+    return write_questions(folder, "clip", ((clip.frames(), clip.question, clip.answer) for clip in made))

@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from finetune.memeworld import talk
@@ -74,6 +76,23 @@ def picture_record(identifier: str, images: list[str], exchanges: list[tuple[str
     ]
     said[0]["value"] = "".join(f"{IMAGE_MARK}\n" for _ in images) + said[0]["value"]
     return {"id": identifier, "image": images if len(images) > 1 else images[0], "conversations": said}
+
+
+def write_questions(folder: Path, kind: str, asked: Iterable[tuple[Sequence[Image.Image], str, str]]) -> Path:
+    """Write questions about several pictures, each with them and its answer, to `folder`; returns their records' file.
+
+    Of a kind "pair" that is pairs.json, and its pictures are pairs/000000-1.png and so on.
+    """
+    (folder / f"{kind}s").mkdir(parents=True, exist_ok=True)
+    records = []
+    for index, (pictures, question, answer) in enumerate(asked):
+        names = [f"{kind}s/{index:06}-{place}.png" for place in range(1, len(pictures) + 1)]
+        for name, picture in zip(names, pictures, strict=True):
+            picture.save(folder / name, compress_level=1)
+        records.append(picture_record(f"{kind}-{index:06}", names, [(question, answer)]))
+    path = folder / f"{kind}s.json"
+    write_records(path, records)
+    return path
 
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> None:

@@ -8,11 +8,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from finetune.memeworld.dataset import picture_record, write_records
+from finetune.memeworld.dataset import write_questions
 from finetune.memeworld.draw import draw
 from finetune.memeworld.talk import BACKGROUND
 from finetune.memeworld.world import BACKGROUNDS, COLOURS, HELD_OUT, KINDS, SIZES, Scene, Thing, make_scene, plural
@@ -66,18 +65,8 @@ def which_answer(first: Scene, second: Scene, kind: str) -> str:
 
 def write_pairs(folder: Path, *, count: int) -> Path:
     """Draw `count` pairs of the split "train" into `folder`; returns the file of their records."""
-    (folder / "pairs").mkdir(parents=True, exist_ok=True)
-    path = folder / "pairs.json"
-    write_records(path, [_record(folder, index) for index in range(count)])
-    return path
-
-
-def _record(folder: Path, index: int) -> dict[str, Any]:
-    pair = make_pair("train", index)
-    names = [f"pairs/{index:06}-{place}.png" for place in (1, 2)]
-    for name, picture in zip(names, pair.pictures(), strict=True):
-        picture.save(folder / name, compress_level=1)
-    return picture_record(f"pair-{index:06}", names, [(pair.question, pair.answer)])
+    made = (make_pair("train", index) for index in range(count))
+    return write_questions(folder, "pair", ((pair.pictures(), pair.question, pair.answer) for pair in made))
 
 
 def _bare(scene: Scene) -> Scene:
