@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from finetune.memeworld import draw
+from finetune.memeworld.backgrounds import PAINT_BACKGROUND
 from finetune.memeworld.dataset import write_questions
 from finetune.memeworld.world import BACKGROUNDS, COLOURS, SIZES, Thing
 
@@ -52,7 +53,7 @@ class BallClip:
         rng = random.Random(f"draw/{self.seed}")
         image = Image.new("RGB", (SIDE, SIDE))
         canvas = ImageDraw.Draw(image)
-        draw.PAINT_BACKGROUND[self.background](canvas, rng, SIDE)
+        PAINT_BACKGROUND[self.background](canvas, rng, SIDE)
         x, y = (a + part * (b - a) for a, b in zip(self.begin, self.end, strict=True))
         draw.draw_thing(canvas, self.ball, replace(draw.pose_of(rng, self.ball), x=x, y=y), SIDE)
         return image

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from finetune.memeworld import talk
+from finetune.memeworld.words import as_text
 from finetune.memeworld.world import Scene, make_scene
 from llava_app.conversation import Conversation
 from llava_app.prompts import render, template_text
@@ -50,7 +51,7 @@ def _texts(documents: int) -> Iterator[str]:
         rng = random.Random(f"tokenizer/{number}")
         exchanges, scene = _dialogue(rng, 6)
         asked = [f"USER: {exchange.question} ASSISTANT: {exchange.answer}" for exchange in exchanges]
-        yield "\n".join([talk.as_text(rng, scene), *asked])
+        yield "\n".join([as_text(rng, scene), *asked])
         if number % 10 == 0:
             greeting = Conversation().ask("Hello").answer("Hello!")
             yield render(greeting, template_text("vicuna_v1"), open_answer=False).text
@@ -73,9 +74,7 @@ def text_conversation(rng: random.Random) -> Conversation:
     exchanges, scene = _dialogue(rng, rng.randint(7, 11))
     if rng.random() < 0.05:
         return without_picture(rng, scene)
-    conversation = (
-        Conversation().ask(f"{talk.as_text(rng, scene)}\n{exchanges[0].question}").answer(exchanges[0].answer)
-    )
+    conversation = Conversation().ask(f"{as_text(rng, scene)}\n{exchanges[0].question}").answer(exchanges[0].answer)
     for exchange in exchanges[1:]:
         conversation = conversation.ask(exchange.question).answer(exchange.answer)
     return conversation
@@ -114,7 +113,7 @@ def caption_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, count: 
     scenes = [_scene(rng) for _ in range(count)]
     return _rows(
         tokenizer,
-        [[(talk.as_text(rng, s) + "\n", False), (talk.caption(s) + "\n", True)] for s in scenes],
+        [[(as_text(rng, s) + "\n", False), (talk.caption(s) + "\n", True)] for s in scenes],
         CAPTION_LENGTH,
     )
 

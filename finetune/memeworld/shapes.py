@@ -7,6 +7,7 @@ darker, "dark" the ink of the outlines, "light" a pale detail; any other value i
 from math import cos, pi, sin
 
 Point = tuple[float, float]
+RGB = tuple[int, int, int]
 Part = tuple[str, list[Point]]
 
 WOOD, LEAF, BEAK, FLAME = "#8a5a33", "#3f9b46", "#f0a030", "#ff9d2e"

@@ -53,10 +53,10 @@ def things_phrase(scene: Scene, *, coloured: bool) -> str:
     adjective = [first.colour] if coloured else []
     if len(scene.things) > 1 and first.kind == scene.things[1].kind:
         return " ".join([NUMBERS[len(scene.things)], *adjective, plural(first.kind)])
-    return listing([_noun(thing, coloured=coloured) for thing in scene.things])
+    return listing([noun(thing, coloured=coloured) for thing in scene.things])
 
 
-def _noun(thing: Thing, *, coloured: bool = False, sized: bool = False) -> str:
+def noun(thing: Thing, *, coloured: bool = False, sized: bool = False) -> str:
     words = [thing.size] * sized + [thing.colour] * coloured + [thing.kind]
     return with_article(" ".join(words))
 
@@ -67,7 +67,7 @@ def listing(phrases: list[str]) -> str:
 
 def caption(scene: Scene) -> str:
     """The short caption that stage 1 learns: "A red cat and a blue dog, in a meadow."""
-    return f"{_capital(things_phrase(scene, coloured=True))}, {SETTING[scene.background]}. {text_answer(scene)}"
+    return f"{capital(things_phrase(scene, coloured=True))}, {SETTING[scene.background]}. {text_answer(scene)}"
 
 
 def description(scene: Scene) -> str:
@@ -77,8 +77,8 @@ def description(scene: Scene) -> str:
         places = listing([PLACE[thing.place] for thing in scene.things])
         body = f"{NUMBERS[len(scene.things)]} {first.size} {first.colour} {plural(first.kind)}, {places}"
     else:
-        body = listing([f"{_noun(thing, coloured=True, sized=True)} {PLACE[thing.place]}" for thing in scene.things])
-    return f"{_capital(body)}, {SETTING[scene.background]}. {text_answer(scene)}"
+        body = listing([f"{noun(thing, coloured=True, sized=True)} {PLACE[thing.place]}" for thing in scene.things])
+    return f"{capital(body)}, {SETTING[scene.background]}. {text_answer(scene)}"
 
 
 def text_answer(scene: Scene) -> str:
@@ -113,7 +113,7 @@ def _truth(scene: Scene) -> str:
     return with_article(phrase_) if scene.claim.count is None else f"{NUMBERS[len(shown)]} {phrase_}"
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
@@ -140,16 +140,16 @@ def _be(scene: Scene, thing: Thing) -> str:
 
 
 def colour_answer(scene: Scene, thing: Thing) -> str:
-    return f"{_capital(_be(scene, thing))} {thing.colour}."
+    return f"{capital(_be(scene, thing))} {thing.colour}."
 
 
 def where_answer(scene: Scene, thing: Thing) -> str:
     places = listing([PLACE[other.place] for other in scene.of_kind(thing.kind)])
-    return f"{_capital(_be(scene, thing))} {places}."
+    return f"{capital(_be(scene, thing))} {places}."
 
 
 def size_answer(scene: Scene, thing: Thing) -> str:
-    return f"{_capital(_be(scene, thing))} {thing.size}."
+    return f"{capital(_be(scene, thing))} {thing.size}."
 
 
 def count_answer(scene: Scene, kind: str) -> str:
@@ -215,7 +215,7 @@ def _fixed(answer: str) -> Callable[[random.Random, Scene], Asked]:
 
 
 ASK: dict[str, Callable[[random.Random, Scene], Asked]] = {
-    "what": _about_scene(lambda scene: f"{_capital(things_phrase(scene, coloured=True))}."),
+    "what": _about_scene(lambda scene: f"{capital(things_phrase(scene, coloured=True))}."),
     "colour": _about_thing(colour_answer),
     "where": _about_thing(where_answer),
     "count": _ask_count,
@@ -284,40 +284,3 @@ def unseen_question(index: int, scene: Scene) -> Exchange:
     kind, pattern = UNSEEN[index % len(UNSEEN)]
     names, answer, _ = ASK[kind](rng, scene)
     return Exchange(kind, pattern.format(**names), answer)
-
-
-# The same scene as text, for a language model that has no eyes yet
-
-
-def as_text(rng: random.Random, scene: Scene) -> str:
-    """The scene described in one of several styles and orders, complete in each."""
-    return rng.choice((_as_prose, _as_notes, _as_words))(rng, scene)
-
-
-def _as_prose(rng: random.Random, scene: Scene) -> str:
-    if rng.random() < 0.5:
-        return description(scene)
-    things = [f"{_noun(thing, coloured=True, sized=True)} {PLACE[thing.place]}" for thing in scene.things]
-    rng.shuffle(things)
-    parts = [f"{_capital(listing(things))}.", f"It is {SETTING[scene.background]}.", text_answer(scene)]
-    rng.shuffle(parts)
-    return " ".join(parts)
-
-
-def _as_notes(rng: random.Random, scene: Scene) -> str:
-    notes = [f"{thing.place}: {thing.size} {thing.colour} {thing.kind}" for thing in scene.things]
-    text = " / ".join(line for line in scene.lines() if line)
-    notes += [f"text: {text or 'none'}", f"background: {scene.background}"]
-    rng.shuffle(notes)
-    return "; ".join(notes)
-
-
-def _as_words(rng: random.Random, scene: Scene) -> str:
-    """Words in reading order, much as patches lie in a picture: top line, things from left to right, bottom line."""
-    top, bottom = scene.lines()
-    middle = []
-    for thing in scene.things:
-        words = [thing.kind, thing.colour, thing.size, thing.place]
-        rng.shuffle(words)
-        middle.append(" ".join(words * rng.choice((1, 1, 2))))
-    return " | ".join([top or scene.background, *middle, scene.background, bottom or scene.background])
