@@ -22,13 +22,13 @@ from llava_app.ui import api
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
-from llava_app.ui.door import Door, Page
+from llava_app.ui.door import HANDLERS, Door, Page
 from llava_app.ui.examples import EXAMPLES, WORLD, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.lens import lens
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import LIGHT, Models, Ready, ask_remotely, connect, load_locally
-from llava_app.ui.operations import routes, serve_until_told
+from llava_app.ui.operations import give_back_pictures, routes, serve_until_told
 from llava_app.ui.other_model import other_model
 from llava_app.ui.theme import MARK, SCRIPT, Lava, head
 from llava_app.ui.train_tab import train
@@ -46,7 +46,7 @@ MOST_EVENTS = 256  # at once, an answer for as long as it is written; Stop needs
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
-def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = False) -> gr.Blocks:
+def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = False) -> Page:
     """The page on the models of this process; what people say of them is kept in `runs`.
 
     A `public` one starts no processes and reads no files, and keeps nothing but `feedback`, where that is asked for:
@@ -78,7 +78,7 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
 
 
 def _serve(
-    page: gr.Blocks,
+    page: Page,
     *,
     host: str,
     port: int,
@@ -89,6 +89,7 @@ def _serve(
 ) -> None:
     """Answer at `host` and `port` from now on, and to `extra`. Raises UserError when the port is taken."""
     page.queue(max_size=MOST_EVENTS)
+    routing = {"routes": list(extra), "exception_handlers": HANDLERS}
     try:
         page.launch(
             server_name=host,
@@ -103,11 +104,12 @@ def _serve(
             max_threads=MOST_EVENTS,
             footer_links=[],
             run_history=False,
+            enable_monitoring=False,
             ssr_mode=False,
             show_error=False,
             mcp_server=mcp,
             auth=Passwords(passwords).check if passwords else None,
-            app_kwargs={"middleware": [Middleware(Door, limits=limits)], "routes": list(extra)},
+            app_kwargs={"middleware": [Middleware(Door, limits=limits)], **routing},
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -185,6 +187,7 @@ def open_page(
     `auth` without a password.
     """
     start_log(as_json=log_json)
+    give_back_pictures()
     passwords = read_passwords(auth)
     if metrics:
         check_prometheus()
