@@ -5,9 +5,10 @@ And what every call of an event passes before it is queued.
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Any
 
 import gradio as gr
@@ -32,6 +33,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 BYWAYS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/v2/")
 NO_EVENT = "There is no such event. Load the page anew."
 NOT_TAKEN = "This is not what the page sends here. Load it anew and try again."
+MOST_LEFT = 50  # closed tabs whose contents are kept
+STILL_ENDING = timedelta(seconds=10)  # in which a closed tab's answer comes to its end
 LONGEST_SESSION = 64  # characters of its name, which is kept; the page's own have 11
 # After each event Gradio would make a pandas table of the last 10,000 for a page of statistics that nobody sees: with
 # fifty visitors that was most of the processor's work and hundreds of megabytes.
@@ -143,6 +146,10 @@ class Page(gr.Blocks):
     And that fetch nothing: where a file is wanted and an address is sent, Gradio would download from there.
     """
 
+    def __init__(self, **how: Any) -> None:
+        self._left: OrderedDict[str, datetime] = OrderedDict()
+        super().__init__(**how)
+
     def queue(self, **how: Any) -> "Page":
         """As Blocks do it; from now on calls are checked, after the login and before anything of them is kept."""
         os.environ.update(NO_STATISTICS)
@@ -159,6 +166,19 @@ class Page(gr.Blocks):
 
         self._queue.push = checked  # type: ignore[method-assign]
         return self
+
+    def left(self, request: gr.Request) -> None:
+        """Note that the tab of this request was closed, and forget the one that was closed longest ago.
+
+        Gradio keeps what is in closed tabs, pictures too, for an hour or until 500 others were opened. A few are kept:
+        one whose connection broke may come back.
+        """
+        self._left[request.session_hash or ""] = datetime.now()
+        while len(self._left) > MOST_LEFT:
+            tab, when = self._left.popitem(last=False)
+            if self.state_holder.time_last_used.get(tab, when) - when < STILL_ENDING:  # else it came back
+                self.state_holder.session_data.pop(tab, None)
+                self.state_holder.time_last_used.pop(tab, None)
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, *rest: Any

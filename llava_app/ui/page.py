@@ -74,6 +74,7 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
                     measure(MeasureHandlers(models, Evaluation()), page)
                     lens(models, page)
         api.offer(models, gate)
+        page.unload(page.left)
     return page
 
 
