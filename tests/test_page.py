@@ -386,7 +386,7 @@ def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing
 
 
 def test_an_example_is_one_click_away(handlers: Handlers) -> None:
-    talk, _, _ = last(handlers, "example", SimpleNamespace(index=0), Talk(), "run/tiny", *SHORT)
+    talk, _, _ = last(handlers, "example", SimpleNamespace(_data={"index": 0}), Talk(), "run/tiny", *SHORT)
     assert (talk.conversation.turns[0].question, len(talk.conversation.pictures)) == ("What is the joke?", 1)
 
 

@@ -18,7 +18,7 @@ from gradio.blocks import BlockFunction
 from gradio.data_classes import PredictBodyInternal
 from gradio.route_utils import FnIndexInferError
 from gradio.state_holder import SessionState
-from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
+from gradio_client.utils import is_file_obj, is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.responses import JSONResponse, Response
 
 from llava_app.limits import Limits, Rate
@@ -39,6 +39,7 @@ LONGEST_SESSION = 64  # characters of its name, which is kept; the page's own ha
 # After each event Gradio would make a pandas table of the last 10,000 for a page of statistics that nobody sees: with
 # fifty visitors that was most of the processor's work and hundreds of megabytes.
 NO_STATISTICS = {"GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000", "GRADIO_ANALYTICS_MAX_EVENTS": "1"}
+DEEPEST = 20  # lists and objects within each other, of what comes along with an event
 ERRANDS = ("/file=http:", "/file=https:", "/proxy=")  # Gradio would fetch these addresses for whoever asks
 NO_ERRANDS = "This page fetches nothing from other addresses. Upload the file itself."
 
@@ -184,10 +185,10 @@ class Page(gr.Blocks):
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, *rest: Any
     ) -> list[Any]:
         """The inputs of an event, as its handler takes them. Raises gr.Error for what cannot be one."""
-        traverse(inputs, _no_address, is_file_obj_with_meta)
         if state is not None:
             state.config_values = NOTHING
         try:
+            traverse(inputs, _no_address, is_file_obj_with_meta)
             return await super().preprocess_data(block_fn, inputs, state, *rest)
         except gr.Error as error:
             error.print_exception = False
@@ -208,9 +209,16 @@ def _takes(event: BlockFunction, call: PredictBodyInternal) -> bool:
     return (
         len(call.data) >= len(event.inputs)
         and (isinstance(call.event_data, dict) or not event.collects_event_data)
+        and _is_plain(call.event_data)
         and len(call.session_hash or "") <= LONGEST_SESSION
         and not call.batched
     )
+
+
+def _is_plain(data: Any, within: int = 0) -> bool:
+    """Whether there are no files in it, and only a few lists and objects within each other."""
+    parts = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return within < DEEPEST and not is_file_obj(data) and all(_is_plain(part, within + 1) for part in parts)
 
 
 def _no_address(file: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Calls of events that there are not, and of events that there are with what they do not take."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from llava_app.ui.door import LONGEST_SESSION, NO_EVENT, NOT_TAKEN
 from tests.security.conftest import Public
 from tests.security.visitor import Visitor
 
-STRANGE = (None, 7, -0.5, "x", [], [[None]], {}, {"path": 7}, {"value": {"files": 7}}, [{"path": "/etc/passwd"}], True)
+DEEP: Any = json.loads("[" * 400 + "]" * 400)
+STRANGE = (None, 7, True, "x", [[None]], {}, {"path": 7})
+REFUSED_BESIDE = ({"path": "a", "meta": 7}, [{"path": "/etc/passwd"}], DEEP)  # the values, but not among them
 
 
 @pytest.fixture
@@ -50,6 +53,8 @@ def test_no_event_is_called_past_the_queue(visitor: Visitor, log: Any) -> None:
         {"event_data": "a text"},
         {"event_data": [1]},
         {"event_data": None},
+        {"event_data": {"turn": {"path": "/etc/passwd"}}},
+        {"event_data": {"turn": DEEP}},
         {"session_hash": "x" * (LONGEST_SESSION + 1)},
     ],
 )
@@ -72,8 +77,8 @@ def test_a_body_that_is_no_call_is_refused(visitor: Visitor, log: Any, route: st
 
 def test_every_event_takes_strange_values_without_a_fault(public: Public, visitor: Visitor, log: Any) -> None:
     for event in visitor.config["dependencies"]:
-        for value in STRANGE:
-            about = value if isinstance(value, dict) else {"turn": value, "index": value, "text": value}
+        for value in (*STRANGE, *REFUSED_BESIDE):
+            about = {} if value in REFUSED_BESIDE else {"turn": value, "index": value, "text": value}
             outcome = visitor.call(event, [value] * len(event["inputs"]), event_data=about)
             assert outcome.success or outcome.words, (event["api_name"], value)
             assert str(public.folder) not in outcome.words
