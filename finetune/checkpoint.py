@@ -8,7 +8,6 @@ runs/NAME/state/      step-N folders, the newest KEEP of them, until the run is 
 """
 
 import copy
-import hashlib
 import json
 import os
 import shutil
@@ -182,12 +181,6 @@ def save_model(
 def stored_dtype(source: Path) -> torch.dtype:
     """The precision in which a checkpoint lies on disk; what is trained from it is stored in the same."""
     return AutoConfig.from_pretrained(source).dtype or torch.float32
-
-
-def revision(source: Path) -> str:
-    """What tells this base from others of its name: the hash of its card or, from the Hub, the commit."""
-    card = source / CARD_NAME
-    return hashlib.sha256(card.read_bytes()).hexdigest() if card.exists() else source.name
 
 
 def drop_states(folder: Path) -> None:

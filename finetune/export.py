@@ -13,7 +13,7 @@ from PIL import Image
 
 from finetune.checkpoint import save_model, stored_dtype
 from llava_app.adapters import base_of, merge
-from llava_app.checkpoints import Card, read_card, write_card
+from llava_app.checkpoints import Card, check_files, read_card, write_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError, TrainingError
 from llava_app.evaluations import read_scores
@@ -37,12 +37,13 @@ def export(run: Path, out: Path) -> Card:
     """Merge the run in `run` and write it to `out`, with README.md; returns its card.
 
     Merging happens in float32 on the unquantised base; the answers of the merged model, as stored, are compared with
-    those before. Raises ModelError when there is no finished run, TrainingError when `out` is taken or most answers
-    changed.
+    those before. Raises ModelError when there is no finished run or its files changed, TrainingError when `out` is
+    taken or most answers changed.
     """
     if out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} is not empty. Give a new folder.")
     card = read_card(run)
+    check_files(card, run, weights=True)
     loaded = load(card, "float32")
     before = _answers(loaded)
     base = base_of(card, run)

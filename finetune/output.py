@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from finetune.adapters import save_adapter
-from finetune.checkpoint import Run, revision, save_model, stored_dtype
+from finetune.checkpoint import Run, save_model, stored_dtype
 from finetune.data import Checked
 from finetune.stages import learning_parts
-from llava_app.checkpoints import Card
+from llava_app.checkpoints import Card, revision
 from llava_app.errors import TrainingError
 from llava_app.loading import stored_weights
 

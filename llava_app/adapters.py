@@ -1,7 +1,6 @@
 """A LoRA run's folder: adapters and a projector, which are put onto the base that they were trained on."""
 
 import copy
-import hashlib
 import json
 from itertools import chain
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 
-from llava_app.checkpoints import CARD_NAME, Card, find
+from llava_app.checkpoints import Card, find, revision
 from llava_app.errors import ModelError
 
 ADAPTER = "adapter_config.json"
@@ -36,23 +35,28 @@ class LowRank(nn.Module):
 def base_of(card: Card, folder: Path) -> Card | None:
     """The model that the adapter in `folder` belongs to; None where `folder` holds no adapter.
 
-    It is looked for by its name, then where it lay when the adapter was trained. Raises ModelError without it.
+    It is looked for by its name, then where it lay when the adapter was trained. Raises ModelError without it, or when
+    the card and the adapter's settings name two models.
     """
     if not (folder / ADAPTER).is_file():
         return None
     stored = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    for name in filter(None, (card.base, stored)):
-        try:
-            return find(name)
-        except ModelError:
-            continue
-    raise ModelError(f"{card.name} is an adapter of {card.base}, which is not here. Put it back, or merge by export.")
+    found = [base for name in (card.base, stored) if name and (base := _found(name))]
+    if not found:
+        raise ModelError(
+            f"{card.name} is an adapter of {card.base}, which is not here. Put it back, or merge by export."
+        )
+    if len({revision(Path(base.source)) for base in found}) > 1:
+        raise ModelError(
+            f"The card of {card.name} says that its base is {found[0].name}, and its {ADAPTER} says {found[1].name}. "
+            "Copy the folder again, or train again."
+        )
+    return found[0]
 
 
 def check_base(card: Card, base_folder: Path) -> None:
     """Raise ModelError unless the base is what the adapter was trained on."""
-    path = base_folder / CARD_NAME
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else base_folder.name
+    found = revision(base_folder)
     if found != card.base_revision:
         raise ModelError(
             f"{card.name} was trained on {card.base} as it was then (revision {str(card.base_revision)[:12]}); the one "
@@ -94,6 +98,13 @@ def merge(model: PreTrainedModel) -> None:
         linear.weight = nn.Parameter(linear.weight + linear.low_rank.up_OR @ linear.low_rank.down_RI)
         linear._forward_hooks.clear()
         del linear.low_rank
+
+
+def _found(name: str) -> Card | None:
+    try:
+        return find(name)
+    except ModelError:
+        return None
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -18,6 +18,7 @@ CARD_NAME = "card.json"
 FORMAT = 1
 STAGES = ("base", "align", "instruct")
 IMAGE_MODES = ("pad", "crop", "anyres")
+DESCRIBING = (".json", ".jinja", ".model", ".txt")  # files that say how the weights are read, and are soon hashed
 OWN = "own"  # template and image mode of a model that brings no card: what its own files say
 DEMO = Path(__file__).parent / "demo"
 RUNS = Path("runs")
@@ -119,6 +120,26 @@ def write_card(folder: Path, card: Card) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / CARD_NAME)
+
+
+def check_files(card: Card, folder: Path, *, weights: bool) -> None:
+    """Raise ModelError unless the files in `folder` are those that the card was written for.
+
+    Without `weights` only those are looked at that say how the weights are read: the weights of a 7B take ten seconds.
+    """
+    looked_at = [name for name in card.files if weights or ("/" not in name and name.endswith(DESCRIBING))]
+    changed = [name for name in looked_at if _hash(folder / name) != card.files[name]]
+    if changed:
+        raise ModelError(
+            f"{', '.join(changed)} of {card.name} changed after its {CARD_NAME} was written, or was damaged. Copy the "
+            f"whole folder again; where the change is your own, take that file out of {CARD_NAME}."
+        )
+
+
+def revision(folder: Path) -> str:
+    """What tells this model from others of its name: the hash of its card or, from the Hub, the commit."""
+    path = folder / CARD_NAME
+    return _hash(path) if path.exists() else folder.name
 
 
 def built_in() -> Card:

@@ -21,7 +21,7 @@ class Limits:
     running: int  # answers of a visitor at the same time
     waiting: int  # answers of all visitors at the same time, those that wait for their turn included
     pictures: int  # in a message
-    pictures_kept: int  # in a conversation
+    pictures_kept: int  # in a conversation; of a clip every four frames count as one
     characters: int  # in a question
     new_tokens: int  # of an answer
     requests: int  # of a visitor in a minute, of those that change something (POST)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from llava_app.adapters import adapted, base_of, check_base
-from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, read_card
+from llava_app.checkpoints import CARD_NAME, HUB_PRESETS, OWN, Card, check_files, read_card
 from llava_app.engine.weights import Weights
 from llava_app.errors import ModelError
 from llava_app.hub import folder_of, here
@@ -93,8 +93,11 @@ def load(
     folder = folder_of(card)
     if card.template == OWN and (folder / CARD_NAME).is_file():
         card = replace(read_card(folder), name=card.name, source=card.source, kind="hub")
+    check_files(card, folder, weights=False)
     base = base_of(card, folder)
     source = folder_of(base) if base else folder
+    if base:
+        check_files(base, source, weights=False)
     device, shelf = device or best_device(), shelf or Shelf()
     precision, why = choose_precision(precision, source, device=device)
     weights = shelf.find(source, precision)

@@ -1,5 +1,6 @@
 """Files of a message: pictures, clips, and what only looks like one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from PIL import Image
 
 from llava_app.errors import ImageError, VideoError
 from llava_app.limits import LOCAL
+from llava_app.ui.asked import ask
+from llava_app.ui.display import Talk
 from llava_app.ui.files import open_files, save
 from llava_app.video import Clip
 from tests.test_video import film
@@ -43,3 +46,17 @@ def test_a_picture_goes_back_into_the_box_as_it_was(tmp_path: Path) -> None:
     Image.new("RGB", (20, 10), "teal").save(tmp_path / "a.png")
     (picture,) = open_files([str(tmp_path / "a.png")])
     assert open_files([save(picture)]) == (picture,)
+
+
+def test_four_frames_of_a_clip_count_as_one_picture_of_a_conversation(tmp_path: Path) -> None:
+    (tmp_path / "clip.gif").write_bytes(film("gif", frames=10))
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    clip, still = str(tmp_path / "clip.gif"), str(tmp_path / "a.png")
+    limits = replace(LOCAL, pictures_kept=7)
+    talk = ask(Talk(), "What moves?", [clip, clip, still], limits)
+    assert len(talk.conversation.pictures) == 3
+    answered = replace(talk, conversation=talk.conversation.answer("A ball."))
+    assert ask(answered, "And now?", [], limits).conversation.is_open
+    told = r"would hold 10 pictures, of a clip 4 frames counted as one; the limit is 7\. Send less, or start a new chat"
+    with pytest.raises(ImageError, match=told):
+        ask(answered, "And here?", [clip], limits)

@@ -386,7 +386,7 @@ def test_with_nothing_said_retry_and_undo_do_nothing(handlers: Handlers, nothing
 
 
 def test_an_example_is_one_click_away(handlers: Handlers) -> None:
-    talk, _, _ = last(handlers, "example", SimpleNamespace(index=0), Talk(), "run/tiny", *SHORT)
+    talk, _, _ = last(handlers, "example", SimpleNamespace(_data={"index": 0}), Talk(), "run/tiny", *SHORT)
     assert (talk.conversation.turns[0].question, len(talk.conversation.pictures)) == ("What is the joke?", 1)
 
 
@@ -398,15 +398,16 @@ def test_a_model_that_knows_more_is_offered_other_examples(runs: Path, meme: str
     handlers = Handlers(models, memes, world=world)
     assert [example["text"] for example in handlers.offer("far/away")["examples"]] == [e.question for e in world]
     assert len(handlers.offer("run/tiny")["examples"]) == len(handlers.offer(None)["examples"]) == len(memes)
-    talk, *_ = handlers.example(SimpleNamespace(index=1), Tab(), Talk(), "far/away", *SHORT)
+    talk, *_ = handlers.example(SimpleNamespace(_data={"index": 1}), Tab(), Talk(), "far/away", *SHORT)
     assert talk.conversation.turns[0].question == world[1].question
     assert talk.conversation.pictures[0].image.size == (560, 400)
-    assert handlers.example(SimpleNamespace(index=3), Tab(), Talk(), "far/away", *SHORT) == page.UNCHANGED
+    assert handlers.example(SimpleNamespace(_data={"index": 3}), Tab(), Talk(), "far/away", *SHORT) == page.UNCHANGED
 
 
 @pytest.mark.parametrize("forged", [7, -1, "0", None, [0]])
 def test_an_example_that_is_not_there_is_ignored(handlers: Handlers, forged: Any) -> None:
-    assert handlers.example(SimpleNamespace(index=forged), Tab(), Talk(), "run/tiny", *SHORT) == page.UNCHANGED
+    clicked = SimpleNamespace(_data={"index": forged})
+    assert handlers.example(clicked, Tab(), Talk(), "run/tiny", *SHORT) == page.UNCHANGED
 
 
 def test_examples_are_read_from_their_list_and_may_be_missing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError
 
-from llava_app.checkpoints import RUNS, Card, find
+from llava_app.checkpoints import RUNS, Card, check_files, find
 from llava_app.errors import UserError
 from llava_app.flags import VARIABLE
 
@@ -42,12 +42,13 @@ def main(arguments: Sequence[str]) -> int:
 def space_files(card: Card | None) -> dict[str, Path]:
     """What the Space is made of: path in the Space → file here. The model of `card` is in it if it is no Hub model.
 
-    Raises ModelError when the model is an adapter and its base is not here.
+    Raises ModelError when the model is an adapter and its base is not here, or a file is not what its card says.
     """
     paths = [path for name in APP for path in _below(ROOT / name)]
     files = {path.relative_to(ROOT).as_posix(): path for path in paths}
     for model in _with_base(card) if card and card.kind == "run" else ():
         folder = Path(model.source)
+        check_files(model, folder, weights=True)
         files |= {f"runs/{folder.name}/{path.relative_to(folder).as_posix()}": path for path in _below(folder)}
     return files
 

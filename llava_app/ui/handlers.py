@@ -72,12 +72,12 @@ class Handlers:
         box = {"text": question, "files": files}
         return self._open(self._asking(question, files), tab, talk, box, model, settings)
 
-    def example(self, chosen: gr.SelectData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
+    def example(self, chosen: gr.EventData, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Ask the example that was clicked."""
-        offered = self._offered(model)
-        if not _is_index(chosen.index, offered):
+        index, offered = chosen._data.get("index"), self._offered(model)
+        if not _is_index(index, offered):
             return UNCHANGED
-        question, files = offered[chosen.index].question, [str(offered[chosen.index].image)]
+        question, files = offered[index].question, [str(offered[index].image)]
         box = {"text": question, "files": files}
         return self._open(self._asking(question, files), tab, talk, box, model, settings)
 

@@ -22,14 +22,14 @@ from llava_app.ui import api
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
-from llava_app.ui.door import Door, Page
+from llava_app.ui.door import HANDLERS, Door, Page
 from llava_app.ui.examples import EXAMPLES, WORLD, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.lens import lens
 from llava_app.ui.login import Login, account, check_login, is_required
 from llava_app.ui.measure_tab import MeasureHandlers, measure
 from llava_app.ui.models import LIGHT, Models, Ready, ask_remotely, connect, load_locally
-from llava_app.ui.operations import routes, serve_until_told
+from llava_app.ui.operations import give_back_pictures, routes, serve_until_told
 from llava_app.ui.other_model import other_model
 from llava_app.ui.theme import MARK, SCRIPT, Lava, head
 from llava_app.ui.train_tab import train
@@ -47,9 +47,7 @@ MOST_EVENTS = 256  # at once, an answer for as long as it is written; Stop needs
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
 
-def build(
-    models: Models, runs: Path, *, public: bool = False, feedback: bool = False, login: bool = False
-) -> gr.Blocks:
+def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = False, login: bool = False) -> Page:
     """The page on the models of this process; what people say of them is kept in `runs`.
 
     A `public` one starts no processes and reads no files, and keeps nothing but `feedback`, where that is asked for:
@@ -79,11 +77,12 @@ def build(
                     measure(MeasureHandlers(models, Evaluation()), page)
                     lens(models, page)
         api.offer(models, gate)
+        page.unload(page.left)
     return page
 
 
 def _serve(
-    page: gr.Blocks,
+    page: Page,
     *,
     host: str,
     port: int,
@@ -110,12 +109,13 @@ def _serve(
             max_threads=MOST_EVENTS,
             footer_links=[],
             run_history=False,
+            enable_monitoring=False,
             ssr_mode=False,
             show_error=False,
             mcp_server=mcp,
             auth=Passwords(passwords).check if passwords else None,
             auth_dependency=account if login else None,  # who asks, for the limits
-            app_kwargs={"middleware": doors, "routes": list(extra)},
+            app_kwargs={"middleware": doors, "routes": list(extra), "exception_handlers": HANDLERS},
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -193,6 +193,7 @@ def open_page(
     `auth` without a password.
     """
     start_log(as_json=log_json)
+    give_back_pictures()
     passwords = read_passwords(auth)
     login = is_required()
     if login:

@@ -86,7 +86,7 @@ def test_a_forged_session_is_an_empty_one(public: Public, visitor: Visitor, sess
 def test_a_session_that_is_no_text_is_refused(visitor: Visitor, session: Any) -> None:
     event = visitor.event("settle")
     body = {"fn_index": event["id"], "data": [None, None], "session_hash": session}
-    assert visitor.http.post("gradio_api/queue/join", json=body).status_code == 422
+    assert visitor.http.post("gradio_api/queue/join", json=body).status_code == 400
 
 
 def test_a_conversation_opens_for_its_key_alone(visit: Callable[[], Visitor]) -> None:

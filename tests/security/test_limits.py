@@ -95,8 +95,8 @@ def test_a_conversation_holds_so_many_pictures(visitor: Visitor, tmp_path: Path)
     for _ in range(4):
         assert not visitor.ask("?", files).words
     assert (
-        "The conversation holds 16 pictures already; the limit is 16. Start a new chat."
-        in visitor.ask("?", files).words
+        "the conversation would hold 20 pictures, of a clip 4 frames counted as one; the limit is 16. Send less, or "
+        "start a new chat." in visitor.ask("?", files).words
     )
 
 

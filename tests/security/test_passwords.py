@@ -111,7 +111,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert PASSWORD not in (folder / "log").read_text(encoding="utf-8")
 
 
-POSTS = ("queue/join", "upload", "call/ask", "run/ask", "api/ask", "component_server")
+POSTS = ("queue/join", "upload", "call/ask", "component_server")
 GETS = ("config", "gradio_api/info", "gradio_api/openapi.json", "gradio_api/file=app.py", "gradio_api/queue/status")
 
 
