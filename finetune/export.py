@@ -57,7 +57,7 @@ def export(run: Path, out: Path) -> Card:
     }
     merged = replace(card, source=str(out), base=base.name if base else card.base, scores=card.scores | scores)
     write_card(out, merged)
-    equal = _compare(before, _answers(load(merged, "float32")))
+    equal = _compare(before, _answers(load(read_card(out), "float32")))
     (out / "README.md").write_text(model_card(merged, _curve(run), equal=equal, dtype=dtype), encoding="utf-8")
     write_card(out, merged)  # again: it holds the hashes of all files
     return merged

@@ -128,10 +128,10 @@ def check_files(card: Card, folder: Path, *, weights: bool) -> None:
     Without `weights` only those are looked at that say how the weights are read: the weights of a 7B take ten seconds.
     """
     looked_at = [name for name in card.files if weights or ("/" not in name and name.endswith(DESCRIBING))]
-    changed = [name for name in looked_at if _hash(folder / name) != card.files[name]]
+    changed = [name for name in looked_at if not _is(folder / name, card.files[name])]
     if changed:
         raise ModelError(
-            f"{', '.join(changed)} of {card.name} changed after its {CARD_NAME} was written, or was damaged. Copy the "
+            f"{', '.join(changed)} of {card.name} changed or went away after its {CARD_NAME} was written. Copy the "
             f"whole folder again; where the change is your own, take that file out of {CARD_NAME}."
         )
 
@@ -222,6 +222,10 @@ def _hashes(folder: Path) -> dict[str, str]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     unhashed = (CARD_NAME, CARD_NAME + ".tmp", "state/", "job/")
     return {name: _hash(path) for name, path in paths.items() if not name.startswith(unhashed)}
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and _hash(path) == digest
 
 
 def _hash(path: Path) -> str:

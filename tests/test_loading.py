@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 
 import llava_app.precision
 from llava_app import checkpoints, hub, loading, processors
-from llava_app.checkpoints import HUB_PRESETS, Card, built_in, find, read_card
+from llava_app.checkpoints import HUB_PRESETS, Card, built_in, find, read_card, write_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
 from llava_app.images import Picture
@@ -46,7 +46,9 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def change_json(path: Path, **values: object) -> None:
+    """Change a file of a model, whose card is then written anew."""
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    write_card(path.parent, read_card(path.parent))
 
 
 def test_the_weights_come_back_as_saved(tiny_card: Card) -> None:

@@ -154,6 +154,7 @@ def test_adapters_of_another_kind_are_refused(base: Path, data: Path, folder: Pa
     assert run(base, data, "max_steps=1") == 0
     path = folder / "runs/mine/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"use_dora": True}), encoding="utf-8")
+    write_card(path.parent, read_card(path.parent))
     with pytest.raises(ModelError, match="trained with use_dora, which this app does not know"):
         load(find("mine"), "float32")
 
@@ -177,8 +178,9 @@ def test_an_adapter_without_its_base_or_on_another_one_is_refused(base: Path, da
     path = folder / "runs/mine/adapter_config.json"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(str(base), "nowhere"), encoding="utf-8")
+    write_card(path.parent, replace(card, base="nowhere"))
     with pytest.raises(ModelError, match=r"adapter of nowhere, which is not here"):
-        load(replace(card, base="nowhere"), "float32")
+        load(read_card(path.parent), "float32")
     path.write_text(text, encoding="utf-8")
     write_card(folder / "runs/mine", replace(card, base_revision="0" * 64))
     with pytest.raises(ModelError, match="as it was then"):
