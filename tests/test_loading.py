@@ -327,6 +327,23 @@ def test_a_hub_model_gets_the_template_and_the_padding_it_was_trained_with(
     assert processor.image_processor.do_pad is True
 
 
+def test_a_gpu_gets_the_memory_of_unused_weights_back_before_room_is_planned(
+    tiny_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free_bytes(device: torch.device) -> float:
+        events.append("measured")
+        return 1e12
+
+    events: list[str] = []
+    shelf, cpu = loading.Shelf(), torch.device("cpu")
+    load(tiny_card, "float32", shelf=shelf, device=cpu)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("given back"))
+    monkeypatch.setattr(loading, "free_bytes", free_bytes)
+    load(tiny_card, "bfloat16", shelf=shelf, device=cpu)
+    assert events[:2] == ["given back", "measured"]
+
+
 class TestDefaultCard:
     @pytest.fixture(autouse=True)
     def _machine(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:

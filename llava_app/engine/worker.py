@@ -100,8 +100,6 @@ class Worker:
         del self._weights, self._decoder, self._prompts
         gc.collect()  # the decoder and what replays it know each other
         give_back()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _admit_next(self) -> bool:
         """Take one request from the inbox, waiting for it when there is nothing else to do; whether to go on."""
