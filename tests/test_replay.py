@@ -1,13 +1,15 @@
 """What is recorded as a CUDA graph, run here without one: the graph alone needs a GPU."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava_app.engine.decoder import LlamaDecoder, Span
-from llava_app.engine.replay import Padded, Replay
+from llava_app.engine.replay import MOST_FAILURES, Padded, Replay, one_recording
 from llava_app.loading import Loaded
 
 ROWS, LENGTH = 5, 400
@@ -87,3 +89,58 @@ def test_there_are_few_recordings(decoders: tuple[LlamaDecoder, LlamaDecoder]) -
     replay = decoders[0]._replay
     assert isinstance(replay, Eager)
     assert sorted(replay.sizes) == [(size, window) for size in (1, 2, 4, 5) for window in (256, 400)]
+
+
+class Failing(Eager):
+    """As when CUDA refuses to record."""
+
+    tries = 0
+
+    def _record(self, embeds_BD: Tensor, size: int, window: int) -> "Repeated":
+        self.tries += 1
+        raise torch.OutOfMemoryError("operation not permitted when stream is capturing")
+
+
+@torch.inference_mode()
+def test_what_cannot_be_recorded_is_computed(
+    decoders: tuple[LlamaDecoder, LlamaDecoder], caplog: pytest.LogCaptureFixture
+) -> None:
+    decoders[0]._replay = failing = Failing(decoders[0], rows=ROWS, length=LENGTH)
+    for row in range(ROWS):
+        both(decoders, torch.randn(5, 64), [Span(row, 0, 5)])
+    for length in range(5, 12):
+        both(decoders, torch.randn(2, 64), [Span(row, length, 1) for row in (4, 1)])
+    assert failing.tries == MOST_FAILURES == len(caplog.messages)
+    assert decoders[0].place != list(range(ROWS))
+
+
+@torch.inference_mode()
+def test_while_another_model_is_recorded_steps_are_computed(decoders: tuple[LlamaDecoder, LlamaDecoder]) -> None:
+    both(decoders, torch.randn(5, 64), [Span(0, 0, 5)])
+    with one_recording:
+        both(decoders, torch.randn(1, 64), [Span(0, 5, 1)])
+        assert not decoders[0]._replay._recordings
+    both(decoders, torch.randn(1, 64), [Span(0, 6, 1)])
+    assert decoders[0]._replay._recordings
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not any(made is given for given in args) and not made._is_view():
+            self.bytes = max(self.bytes, made.nbytes)
+        return made
+
+
+@torch.no_grad()
+def test_rows_change_places_layer_by_layer(tiny_loaded: Loaded) -> None:
+    decoder = LlamaDecoder(tiny_loaded.model, tiny_loaded.weights.matrices(tiny_loaded.model), rows=2, length=64)
+    first, second = (decoder.cache_LRCKTE[:, row].normal_().clone() for row in (0, 1))
+    with Largest() as largest:
+        decoder.swap(0, 1)
+    assert torch.equal(decoder.cache_LRCKTE[:, 0], second) and torch.equal(decoder.cache_LRCKTE[:, 1], first)
+    assert largest.bytes == (first.nbytes + second.nbytes) / len(decoder.cache_LRCKTE)

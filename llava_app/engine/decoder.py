@@ -204,7 +204,9 @@ class LlamaDecoder:
 
     def step(self, embeds_ND: Tensor, spans: Sequence[Span]) -> Tensor:
         if self._replay and all(span.length == 1 for span in spans):
-            return self._replay.step(embeds_ND, spans)
+            logits_BV = self._replay.step(embeds_ND, spans)
+            if logits_BV is not None:
+                return logits_BV
         if self._replay:
             spans = [replace(span, row=self.place[span.row]) for span in spans]
         ends = None
@@ -238,6 +240,7 @@ class LlamaDecoder:
 
     def swap(self, one: int, other: int) -> None:
         """Let two rows lie in each other's places."""
-        places = [self.place[one], self.place[other]]
-        self.cache_LRCKTE[:, places] = self.cache_LRCKTE[:, places[::-1]]
+        places = torch.tensor([self.place[one], self.place[other]], device=self._device)
+        for cache_RCKTE in self.cache_LRCKTE:  # one by one: no plan has room for copies of two whole rows
+            cache_RCKTE[places] = cache_RCKTE[places.flip(0)]
         self.place[one], self.place[other] = self.place[other], self.place[one]
