@@ -142,5 +142,6 @@ def test_rows_change_places_layer_by_layer(tiny_loaded: Loaded) -> None:
     first, second = (decoder.cache_LRCKTE[:, row].normal_().clone() for row in (0, 1))
     with Largest() as largest:
         decoder.swap(0, 1)
-    assert torch.equal(decoder.cache_LRCKTE[:, 0], second) and torch.equal(decoder.cache_LRCKTE[:, 1], first)
+    assert torch.equal(decoder.cache_LRCKTE[:, 0], second)
+    assert torch.equal(decoder.cache_LRCKTE[:, 1], first)
     assert largest.bytes == (first.nbytes + second.nbytes) / len(decoder.cache_LRCKTE)

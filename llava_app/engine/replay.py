@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Replay:
         self._failures = 0
         self._aside: torch.cuda.Stream | None = None  # where recordings are made
         # Memory of what lives within a step, which all recordings may share: they are replayed one after the other.
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # a handle of torch
 
     def step(self, embeds_BD: Tensor, spans: Sequence["Span"]) -> Tensor | None:
         """Logits (B, V) after one token more for each of the spans; None where that could not be recorded."""
