@@ -91,7 +91,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return func.decompose(*args, **kwargs)
     tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
     asked = torch.device(kwargs["device"]) if kwargs.get("device") else None
-    on_cuda = asked.type == "cuda" if asked else any(isinstance(tensor, CudaTensor) for tensor in tensors)
+    on_cuda = asked.type == DEVICE.type if asked else any(isinstance(tensor, CudaTensor) for tensor in tensors)
     _check_devices(func, args, tensors)
     if Graph.recording and (on_cuda or any(isinstance(tensor, CudaTensor) for tensor in tensors)):
         _check_recording(func, args, tensors, on_cuda=on_cuda)
@@ -138,13 +138,12 @@ def _check_recording(func: Any, args: Any, tensors: list[Tensor], *, on_cuda: bo
 
 def move(module: nn.Module) -> None:
     """Put the weights and buffers of a module onto the pretended device; those of bitsandbytes with their scales."""
+    moved: dict[int, nn.Parameter] = {}  # weights that are tied stay so
     for part in module.modules():
-        for name, weight in list(part._parameters.items()):
-            if weight is not None and not isinstance(weight, CudaTensor):
-                part._parameters[name] = _moved(weight)
-        for name, buffer in list(part._buffers.items()):
-            if buffer is not None:
-                part._buffers[name] = CudaTensor(buffer)
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                part._parameters[name] = moved.setdefault(id(weight), _moved(weight))
+        part._buffers = {name: None if buffer is None else CudaTensor(buffer) for name, buffer in part._buffers.items()}
 
 
 def _moved(weight: Any) -> nn.Parameter:
@@ -177,6 +176,14 @@ def _memory(tensor: Tensor) -> int:
 class _Stream:
     def wait_stream(self, other: "_Stream") -> None:
         """All is done at once."""
+
+
+@pytest.fixture
+def learning_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """As `cuda`, by the name of a device for which autograd starts no thread, since for CUDA's it wants the driver."""
+    monkeypatch.setattr(sys.modules[__name__], "DEVICE", torch.device("lazy", 0))
+    with EmulatedCuda():
+        yield DEVICE
 
 
 @pytest.fixture
