@@ -142,7 +142,8 @@ def make_plan(wanted: Need, free: float, *, name: str, precision: str) -> Plan:
 def free_bytes(device: torch.device) -> float:
     """Memory of the device that nobody uses."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
+        return torch.cuda.mem_get_info(device)[0] + kept
     return min(psutil.virtual_memory().available, _free_in_container())
 
 

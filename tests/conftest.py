@@ -8,7 +8,7 @@ from transformers import LlavaImageProcessorPil, LlavaProcessor, PreTrainedToken
 from llava_app.images import Picture
 from llava_app.prompts import template_text
 
-pytest_plugins = ["tests.fixtures_model", "tests.family_models"]
+pytest_plugins = ["tests.emulated_cuda", "tests.fixtures_model", "tests.family_models"]
 
 TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

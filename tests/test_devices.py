@@ -15,12 +15,9 @@ from llava_app.engine.local import LocalEngine
 from llava_app.engine.worker import Worker
 from llava_app.images import picture_of
 from llava_app.loading import Loaded, load
-from tests.emulated_cuda import EmulatedCuda, cuda, move
+from tests.emulated_cuda import EmulatedCuda, move
 from tests.fixtures_model import write_tiny_model
 
-__all__ = ["cuda"]
-
-ROWS, LENGTH = 3, 300
 DRAWN = Sampling(temperature=0.8, top_p=0.9, top_k=40, repetition_penalty=1.2, max_new_tokens=12, seed=1)
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
 

@@ -184,3 +184,10 @@ def test_what_was_said_to_be_needed_is_enough(wanted: Need, free: float) -> None
 
 def test_there_is_free_memory() -> None:
     assert 0 < free_bytes(torch.device("cpu")) < float("inf")
+
+
+def test_what_torch_keeps_of_a_gpu_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(3e9), int(12e9)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: int(8e9))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(1e9))
+    assert free_bytes(torch.device("cuda")) == 10e9

@@ -19,9 +19,7 @@ from finetune.supervision import SupervisedLoss
 from finetune.train import Course, _prepare, take_step
 from llava_app.checkpoints import read_card
 from llava_app.loading import Loaded, load
-from tests.emulated_cuda import cuda, move
-
-__all__ = ["cuda"]
+from tests.emulated_cuda import move
 
 
 @pytest.fixture(autouse=True)
