@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune.evaluate.memeworld import picture_of
 from llava_app.checkpoints import built_in, read_card
 from llava_app.conversation import Conversation
-from llava_app.engine import Sampling
+from llava_app.engine import Piece, Sampling
+from llava_app.engine.host import Host
 from llava_app.engine.local import LocalEngine
 from llava_app.engine.process import ModelProcess, ProcessEngine
 from llava_app.errors import ContextError, ModelError
-from llava_app.loading import load
+from llava_app.loading import Loaded, load
 from tests.browser.endless import write_endless_model
 
 GREEDY = Sampling(temperature=0, max_new_tokens=48)
@@ -119,3 +121,37 @@ def wait_until(true: object) -> None:
     while not true():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+class Broken:
+    """An engine whose GPU has failed."""
+
+    card = built_in()
+
+    def answer(self, conversation: Conversation, sampling: Sampling) -> Iterator[Piece]:
+        yield Piece("It ")
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_process_whose_gpu_failed_says_so_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    host, codes = Host(theirs), []
+    monkeypatch.setattr("os._exit", codes.append)
+    host._engines[3] = Broken()  # type: ignore[assignment]
+    host._do(7, "answer", (3, joke(), GREEDY), threading.Event())
+    arrived = [ours.recv() for _ in range(2)]
+    assert arrived[0] == (7, Piece("It "))
+    assert "illegal memory access" in str(arrived[1][1])
+    assert codes == [1]
+
+
+def test_memory_that_went_to_somebody_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(loaded: Loaded) -> LocalEngine:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr("llava_app.engine.host.LocalEngine", full)
+    Host(theirs)._do(7, "load", (built_in(), "float32", 1.0), threading.Event())
+    _, error = ours.recv()
+    assert isinstance(error, ModelError)
+    assert "too little free memory for" in str(error)

@@ -10,6 +10,8 @@ from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from llava_app.checkpoints import Card, Outlook
 from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
@@ -55,8 +57,10 @@ class Host:
                 self._send(number, getattr(self, f"_{verb}")(*arguments))
         except UserError as error:
             self._send(number, error.with_traceback(None))
-        except Exception:  # the page's side writes it into the log, under a number
+        except Exception as error:  # the page's side writes it into the log, under a number
             self._send(number, RuntimeError(f"in the models' process:\n{traceback.format_exc()}"))
+            if isinstance(error, torch.AcceleratorError):  # CUDA computes nothing more in a process that had one
+                os._exit(1)
 
     def _choose(self) -> tuple[Card, str]:
         return default_card()
@@ -77,9 +81,16 @@ class Host:
         return sum(engine.promised for engine in list(self._engines.values()))
 
     def _load(self, card: Card, precision: str, share: float) -> tuple[int, Opened]:
-        loaded = load(card, precision, share=share, promised=self._promised(), shelf=self._shelf)
         number = next(self._numbers)
-        self._engines[number] = LocalEngine(loaded)
+        try:
+            loaded = load(card, precision, share=share, promised=self._promised(), shelf=self._shelf)
+            self._engines[number] = LocalEngine(loaded)
+        except torch.OutOfMemoryError:  # somebody else took what the plan counted on
+            self._shelf.clear()
+            raise ModelError(
+                f"The GPU has too little free memory for {card.name}. "
+                "Close what else uses it, or choose a smaller model."
+            ) from None
         return number, Opened(loaded.why, pickle.dumps((loaded.processor, loaded.plan)))
 
     def _answer(
