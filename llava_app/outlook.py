@@ -75,8 +75,9 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 def default_card() -> tuple[Card, str]:
     """The model to start with on this machine, and the reason as one sentence for the page."""
-    if not torch.cuda.is_available():
-        return built_in(), f"No NVIDIA GPU here, so this is the small built-in model. {_offer()}"
+    if best_device().type != "cuda":
+        lack = "PyTorch cannot use the NVIDIA GPU" if torch.cuda.is_available() else "No NVIDIA GPU"
+        return built_in(), f"{lack} here, so this is the small built-in model. {_offer()}"
     big = next(card for card in HUB_PRESETS if card.name == BIG)
     free, _ = torch.cuda.mem_get_info()
     needed = comfortable(need(published_config(_preset(big)), "4bit"))

@@ -1,5 +1,7 @@
 """In how many bits a model runs on which device of this machine."""
 
+import logging
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,11 +17,26 @@ PRECISIONS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
 SMALL_BYTES = 200e6
 
 
+logger = logging.getLogger(__name__)
+
+
 def best_device() -> torch.device:
     """The one that computes fastest."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not gpu_fault():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@cache
+def gpu_fault() -> str | None:
+    """Why the NVIDIA GPU cannot be used, if so: torch finds those too that it was not built for, or that are taken."""
+    try:
+        torch.ones(1, device="cuda").add(1).item()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        logger.warning("The GPU is not used: %s", reason)
+        return reason
+    return None
 
 
 def choose_precision(asked: str, folder: Path | None, *, device: torch.device) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from shutil import copyfile
 from threading import Barrier, Event
 
 import pytest
+import torch
 from PIL import Image
 
 from llava_app.__main__ import main
@@ -213,6 +214,16 @@ def test_the_doctor_names_packages_that_are_old_or_missing() -> None:
         'pip install "no-such-package>=1"',
         None,
     ]
+
+
+def test_the_doctor_says_why_a_gpu_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GeForce GTX 1080")
+    monkeypatch.setattr("llava_app.precision.gpu_fault", lambda: "no kernel image is available")
+    finding = next(doctor._devices())
+    assert finding.about == "GPU"
+    assert finding.found == "GeForce GTX 1080: no kernel image is available"
+    assert "build of PyTorch for this GPU" in str(finding.remedy)
 
 
 def test_the_doctor_says_where_room_is_missing(tmp_path: Path) -> None:

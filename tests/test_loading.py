@@ -20,7 +20,7 @@ from llava_app.images import Picture
 from llava_app.loading import load
 from llava_app.memory import smallest
 from llava_app.outlook import default_card, outlook
-from llava_app.precision import choose_precision, quantisation
+from llava_app.precision import best_device, choose_precision, quantisation
 from llava_app.processors import make_processor
 from llava_app.prompts import encode, template_text
 from tests.fixtures_model import byte_tokenizer, tiny_config, write_tiny_model
@@ -347,6 +347,8 @@ def test_a_gpu_gets_the_memory_of_unused_weights_back_before_room_is_planned(
 class TestDefaultCard:
     @pytest.fixture(autouse=True)
     def _machine(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gpu_fault = llava_app.precision.gpu_fault.__wrapped__
+        monkeypatch.setattr(llava_app.precision, "gpu_fault", lambda: None)
         monkeypatch.setattr("llava_app.outlook.built_in", lambda: tiny_card)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(23.5e9), int(24e9)))
@@ -356,6 +358,18 @@ class TestDefaultCard:
         card, why = default_card()
         assert card == tiny_card
         assert why.startswith("No NVIDIA GPU here, so this is the small built-in model. For photographs, LLaVA-OneVisi")
+
+    def test_a_gpu_that_torch_was_not_built_for_is_not_used(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(*_: object, **__: object) -> torch.Tensor:
+            raise torch.AcceleratorError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
+
+        monkeypatch.setattr(llava_app.precision, "gpu_fault", self.gpu_fault)
+        monkeypatch.setattr(torch, "ones", fail)
+        assert best_device().type != "cuda"
+        assert caplog.messages == ["The GPU is not used: CUDA error: no kernel image is available"]
+        assert default_card()[1].startswith("PyTorch cannot use the NVIDIA GPU here, so this is the small built-in")
 
     def test_with_room_and_the_hub_it_is_the_big_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("llava_app.outlook.hub_answers", lambda card: True)

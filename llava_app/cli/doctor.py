@@ -77,8 +77,12 @@ def _devices() -> Iterator[Finding]:
     import torch
 
     from llava_app.memory import free_bytes
+    from llava_app.precision import gpu_fault
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and gpu_fault():
+        remedy = "install a build of PyTorch for this GPU (pytorch.org, Get started), or end what has taken it"
+        yield Finding("GPU", f"{torch.cuda.get_device_name()}: {gpu_fault()}", remedy)
+    elif torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             device = torch.device("cuda", number)
             free, total = free_bytes(device), torch.cuda.get_device_properties(device).total_memory
