@@ -16,6 +16,7 @@ from llava_app.engine.worker import Worker
 from llava_app.images import picture_of
 from llava_app.loading import Loaded, load
 from tests.emulated_cuda import EmulatedCuda, move
+from tests.family_models import CONFIGS, write_family_model
 from tests.fixtures_model import write_tiny_model
 
 DRAWN = Sampling(temperature=0.8, top_p=0.9, top_k=40, repetition_penalty=1.2, max_new_tokens=12, seed=1)
@@ -67,6 +68,15 @@ def test_a_gpu_answers_as_the_cpu_does(
     wanted = answers(loaded_on_cpu(card, "float32"))
     assert answers(on_gpu(loaded_on_cpu(card, "float32"))) == wanted
     assert not caplog.messages  # such as that a step was not recorded
+
+
+@pytest.mark.parametrize("kind", ["llava_next", "llava_onevision"])
+def test_a_gpu_sees_pictures_in_tiles_as_the_cpu_does(
+    tmp_path: Path, on_gpu: Callable[[Loaded], Loaded], kind: str
+) -> None:
+    card = write_family_model(tmp_path / kind, CONFIGS[kind]())
+    wanted = answers(loaded_on_cpu(card, "float32"))
+    assert answers(on_gpu(loaded_on_cpu(card, "float32"))) == wanted
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "4bit"])
