@@ -75,9 +75,14 @@ class EmulatedCuda(TorchDispatchMode):
     """Makes what is asked for on cuda:0 there; for the thread that enters it."""
 
     def __enter__(self) -> "EmulatedCuda":
+        self._lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor moves what it has made by an operation of its own
         super().__enter__()
         return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        torch._C._set_only_lift_cpu_tensors(self._lifted)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
