@@ -162,6 +162,8 @@ class Page(gr.Blocks):
             event = self.fns.get(-1 if body.fn_index is None else body.fn_index)
             if event is None or event.fn is None:  # the latter are the browser's own
                 raise HTTPException(404, NO_EVENT)
+            if isinstance(body.event_data, dict):
+                body.event_data.pop("value", None)  # of an example with its files; handlers ask for its index
             if not _takes(event, body):
                 raise HTTPException(400, NOT_TAKEN)
             return await push(body, *rest, **named)
