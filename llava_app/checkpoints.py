@@ -125,7 +125,7 @@ def write_card(folder: Path, card: Card) -> None:
 def check_files(card: Card, folder: Path, *, weights: bool) -> None:
     """Raise ModelError unless the files in `folder` are those that the card was written for.
 
-    Without `weights` only those are looked at that say how the weights are read: the weights of a 7B take ten seconds.
+    Without `weights` only those are looked at that say how the weights are read: the weights of a 7B take nine seconds.
     """
     looked_at = [name for name in card.files if weights or ("/" not in name and name.endswith(DESCRIBING))]
     changed = [name for name in looked_at if not _is(folder / name, card.files[name])]

@@ -42,7 +42,7 @@ TITLE = "LLaVA"
 UPLOAD_LIMIT = "64mb"  # a file; what is in it is bounded by images.py
 # Who asks on a Space, its proxies say: uvicorn believes those in private networks, and here no one else can reach it.
 PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
-MOST_TABS = 500  # at once; each takes 0.4 MB, and the one that was used longest ago goes first
+MOST_TABS = 500  # at once; each takes 0.06 MB and what it shows, and the one that was used longest ago goes first
 MOST_EVENTS = 256  # at once, an answer for as long as it is written; Stop needs a place beside them
 UPLOADS_KEPT = 3600  # s; a picture that was sent lives on in the session, one that was not is forgotten after this
 
