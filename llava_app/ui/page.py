@@ -19,10 +19,11 @@ from llava_app.logs import start_log
 from llava_app.metrics import check_prometheus
 from llava_app.passwords import Passwords, read_passwords
 from llava_app.ui import api
+from llava_app.ui.calls import HANDLERS, Page
 from llava_app.ui.chat_tab import chat, model_list
 from llava_app.ui.compare_tab import compare
 from llava_app.ui.data_tab import DataHandlers, data
-from llava_app.ui.door import HANDLERS, Door, Page
+from llava_app.ui.door import Door
 from llava_app.ui.examples import EXAMPLES, WORLD, read_examples
 from llava_app.ui.handlers import Handlers
 from llava_app.ui.lens import lens

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llava_app.ui.door import LONGEST_SESSION, NO_EVENT, NOT_TAKEN
+from llava_app.ui.calls import LONGEST_SESSION, NO_EVENT, NOT_TAKEN
 from tests.security.conftest import Public
 from tests.security.visitor import Visitor
 

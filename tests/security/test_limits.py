@@ -1,6 +1,7 @@
 """Oversized and very many requests."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -160,11 +161,13 @@ def test_a_flood_of_requests_is_stopped() -> None:
         for host in ["a"] * 5 + ["b"]:
             await door(scope | {"client": (host, 1)}, None, send)
         await door(scope | {"method": "GET"}, None, send)
+        await door(scope | {"path": "/gradio_api/queue/join"}, None, send)
 
     run(knock())
     assert passed == ["a", "a", "a", "b", "a"]
     assert answers[0] == 429
     assert answers[1].startswith("More than 3 requests in a minute. Go on in ")
+    assert json.loads(answers[-1])["detail"].startswith("More than 3 requests")  # which the page shows
 
 
 def test_open_requests_are_bounded_for_each_visitor() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llava_app.ui.door import MOST_LEFT
+from llava_app.ui.calls import MOST_LEFT
 from tests.serving import PATIENCE, ROOT
 
 SCRIPT = """
@@ -17,7 +17,7 @@ import asyncio, ctypes, json
 from datetime import timedelta
 from types import SimpleNamespace
 import gradio as gr
-from llava_app.ui.door import MOST_LEFT, Page
+from llava_app.ui.calls import MOST_LEFT, Page
 from llava_app.ui.operations import give_back_pictures
 
 def large_bytes():
