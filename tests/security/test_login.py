@@ -17,6 +17,7 @@ from joserfc.jwk import RSAKey
 
 from llava_app.errors import UserError
 from llava_app.limits import PUBLIC
+from llava_app.ui.door import BYWAYS
 from llava_app.ui.login import FAILED, FIRST, FOREIGN, STARTED, check_login, is_required
 from tests.openai_server import openai_server
 from tests.openid_provider import SECRET, Provider, openid_provider
@@ -124,9 +125,10 @@ def test_no_event_answers_whoever_has_not_signed_in(members: Public, come: Calla
     for event in events:
         data = [None] * len(event["inputs"])
         assert FIRST in (stranger.call(event, data).error or ""), event["api_name"]
-        for route in ("api", "run", "call", "call/v2"):
-            answer = stranger.http.post(f"gradio_api/{route}/{event['api_name']}", json={"data": data})
-            assert (answer.status_code, answer.json()) == (401, {"error": FIRST}), event["api_name"]
+        answer = stranger.http.post(f"gradio_api/call/{event['api_name']}", json={"data": data})
+        assert (answer.status_code, answer.json()) == (401, {"error": FIRST}), event["api_name"]
+        for byway in BYWAYS:
+            assert stranger.http.post(f"{byway}{event['api_name']}", json={"data": data}).status_code == 404
     assert len(members.asked) == asked
 
 
@@ -137,7 +139,7 @@ def test_no_address_of_gradios_answers_whoever_has_not_signed_in(come: Callable[
         at = "/gradio_api" * (whose == "router") + re.sub(r"\{[^}]*\}", "x", path)
         answer = stranger.http.request(method, at, params={"session_hash": "x", "upload_id": "x"})
         known = {"/": 200, "/login/huggingface": 302, "/login/callback": 307, "/logout": 307, STARTED: 200}
-        refused = 403 if "/proxy=" in at else 401
+        refused = 403 if "/proxy=" in at else 404 if at.startswith(BYWAYS) else 401  # for everybody, and strangers
         assert answer.status_code == known.get(at, refused), at
 
 
