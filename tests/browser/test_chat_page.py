@@ -129,7 +129,7 @@ def test_an_answer_streams_and_stop_keeps_what_was_written(visit: Visit) -> None
     expect(answers(page)).to_have_count(2)
     for length in (1, 8):
         expect(answers(page).last).to_have_text(re.compile(rf"^\s*[a-p]{{{length}}}"))
-    page.locator("#box .stop-button").click()
+    page.locator("#box .stop-button").dispatch_event("click")  # at once: on a busy machine it might be over before
     finished(page, 2)
     written = answers(page).last.inner_text()
     assert re.match(r"[a-p]{8,}\s+stopped by you", written)

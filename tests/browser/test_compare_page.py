@@ -13,8 +13,10 @@ JOKE = "The caption says a big dog. The picture shows a car, and that is the jok
 
 def ask(page: Page, question: str) -> None:
     page.locator("#compare-box textarea").fill(question)
+    over = page.locator(".versus .foot:not(.waiting)")
+    before = over.count()
     page.locator("#compare-box textarea").press("Enter")
-    expect(page.locator("#compare-box .stop-button")).to_be_visible()
+    expect(over).to_have_count(before + 2)
     expect(page.locator("#compare-box .submit-button")).to_be_visible()
 
 

@@ -234,5 +234,5 @@ def test_what_was_written_does_not_move_while_an_answer_streams(visit: Visit) ->
     expect(answers(page).last).to_have_text(re.compile(r"^\s*[a-p]{12}"))
     assert page.locator("#box").bounding_box() == before
     assert (answers(page).first.bounding_box(), answers(page).last.bounding_box()["y"]) == (said, top)
-    page.locator("#box .stop-button").click()
+    page.locator("#box .stop-button").dispatch_event("click")
     finished(page, 2)

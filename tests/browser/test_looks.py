@@ -150,6 +150,11 @@ def test_the_keyboard_reaches_everything_in_the_order_of_the_page_and_shows_wher
 def test_the_keyboard_alone_asks_stops_and_opens_the_settings(visit: Visit) -> None:
     page = visit.tab()
     choose(page, "Endless")
+    page.locator("#settings button").first.click()
+    page.get_by_label("number input for Longest answer").fill("2048")
+    page.keyboard.press("Tab")
+    page.locator("#settings button").first.click()
+    expect(page.get_by_label("Seed")).not_to_be_visible()
     page.locator("#box textarea").focus()
     page.keyboard.type("Tell me more.")
     page.keyboard.press("Enter")
