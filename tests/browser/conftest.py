@@ -36,8 +36,8 @@ FLAGS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A browser that gets no processor, because trainings are tested beside it, may press Stop after the answer is
-    over. Such a test is tried again, when they are over; what is really broken fails three times."""
+    """In the whole suite an answer was sometimes over before Stop arrived; alone, and beside busy loops, never. What
+    takes the processor then is not known. Such a test is tried again; what is really broken fails three times."""
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=20))
