@@ -3,8 +3,10 @@ import logging
 import math
 import shutil
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -225,9 +227,36 @@ def test_a_seed_that_is_no_number_is_named(handlers: Handlers) -> None:
         assert last(handlers, "send", message("What?"), Talk(), "run/tiny", 0.0, 1.0, 12, "-5")[0] == Talk()
 
 
-def begun(handlers: Handlers, tab: Tab, question: str = "What?") -> tuple[Talk, Generator[Any, None, None]]:
+class Rein:
+    """Holds the model of the tests while an answer is written, so that none is over before it was looked at."""
+
+    def __init__(self) -> None:
+        self._free = threading.Event()
+        self._steps = count(1)
+
+    def let_go(self) -> None:
+        self._free.set()
+
+    def step(self, whole: Callable[..., Any], *parts: Any) -> Any:
+        """A step of the model; after the first twenty it waits until it is let go."""
+        if next(self._steps) > 20:
+            self._free.wait(60)
+        return whole(*parts)
+
+
+@pytest.fixture
+def rein(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rein]:
+    rein = Rein()
+    with handlers.models.lend(handlers.models.card("run/tiny")) as ready:
+        decoder = ready.result().engine._worker._decoder
+    monkeypatch.setattr(decoder, "step", partial(rein.step, decoder.step))
+    yield rein
+    rein.let_go()
+
+
+def begun(handlers: Handlers, tab: Tab) -> tuple[Talk, Generator[Any, None, None]]:
     """A long answer in `tab` of which something is written: the talk that the tab shows, and the stream."""
-    talk, _, _ = handlers.send(message(question), tab, Talk(), "run/tiny", 0.0, 1.0, 200, "")
+    talk, _, _ = handlers.send(message("What?"), tab, Talk(), "run/tiny", 0.0, 1.0, 200, "")
     stream = handlers.stream(tab, talk)
     for _ in stream:
         assert not tab.asked.so_far.conversation.is_open
@@ -237,7 +266,7 @@ def begun(handlers: Handlers, tab: Tab, question: str = "What?") -> tuple[Talk, 
 
 
 @pytest.mark.parametrize("how", ["stopped", "closed"])
-def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handlers, how: str) -> None:
+def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handlers, rein: Rein, how: str) -> None:
     tab = Tab()
     talk, stream = begun(handlers, tab)
     if how == "stopped":
@@ -254,7 +283,7 @@ def test_stopped_anywhere_what_was_written_stays_and_is_marked(handlers: Handler
 
 
 def test_a_second_question_is_refused_while_the_answer_to_the_first_comes(
-    handlers: Handlers, capsys: pytest.CaptureFixture[str]
+    handlers: Handlers, rein: Rein, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tab = Tab()
     talk, stream = begun(handlers, tab)
@@ -267,6 +296,7 @@ def test_a_second_question_is_refused_while_the_answer_to_the_first_comes(
     assert capsys.readouterr().out.count("Wait for the answer, or stop it.") == 3
     assert [type(update) for update in handlers.stream(tab, talk)] == [dict]  # nothing of its own to stream
     assert handlers.settle(tab, talk) == page.UNCHANGED
+    rein.let_go()
     assert list(stream)  # the first goes on
     assert handlers.settle(tab, talk)[0].conversation.turns[0].finish == "length"
 
@@ -296,13 +326,14 @@ def footer(shown: Any) -> str:
     return shown[-1]["content"][-1].get("value", "")
 
 
-def test_after_stop_a_new_question_need_not_wait(handlers: Handlers) -> None:
+def test_after_stop_a_new_question_need_not_wait(handlers: Handlers, rein: Rein) -> None:
     tab = Tab()
     shown, stream = begun(handlers, tab)
     handlers.stop(tab)
     talk, _, _ = handlers.send(message("Next?"), tab, shown, "run/tiny", *SHORT)
     assert list(stream) == []
     assert handlers.settle(tab, talk) == page.UNCHANGED  # of the first question: the second is to come
+    rein.let_go()
     assert list(handlers.stream(tab, talk))
     first, second = handlers.settle(tab, talk)[0].conversation.turns
     assert (first.question, first.finish, bool(first.answer)) == ("What?", "stopped", True)
@@ -319,7 +350,9 @@ def test_stop_counts_even_before_the_answer_has_begun(handlers: Handlers) -> Non
 
 
 @pytest.mark.parametrize("leaving", ["new", "undo"])
-def test_leaving_a_conversation_ends_its_answer_and_keeps_what_was_written(handlers: Handlers, leaving: str) -> None:
+def test_leaving_a_conversation_ends_its_answer_and_keeps_what_was_written(
+    handlers: Handlers, rein: Rein, leaving: str
+) -> None:
     tab = Tab()
     talk, stream = begun(handlers, tab)
     written = tab.asked.so_far
@@ -334,10 +367,11 @@ def test_leaving_a_conversation_ends_its_answer_and_keeps_what_was_written(handl
     assert handlers.settle(tab, now)[1] == messages(now) == []
 
 
-def test_two_tabs_on_one_conversation_do_not_wait_for_each_other(handlers: Handlers) -> None:
+def test_two_tabs_on_one_conversation_do_not_wait_for_each_other(handlers: Handlers, rein: Rein) -> None:
     tab, other = Tab(), Tab()
     talk, stream = begun(handlers, tab)
     again, _, _ = handlers.send(message("Me too?"), other, talk, "run/tiny", *SHORT)
+    rein.let_go()
     assert list(handlers.stream(other, again))
     assert len(handlers.settle(other, again)[0].conversation.turns) == 2
     assert list(stream)

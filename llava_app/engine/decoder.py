@@ -95,7 +95,7 @@ class AnyDecoder:
         _crop(cache, span.start)
         positions = torch.arange(span.start, span.end, device=embeds_SD.device)[None]
         hidden_1SD = self._model.model.language_model(
-            inputs_embeds=embeds_SD[None], position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=embeds_SD[None], position_ids=positions, cache=cache, use_cache=True
         ).last_hidden_state
         return hidden_1SD[:, -1]
 
@@ -107,7 +107,7 @@ class AnyDecoder:
 
 
 def _crop(cache: DynamicCache, length: int) -> None:
-    """Keep the first `length` tokens. `crop` with a positive number raises in transformers 5.23."""
+    """Keep the first `length` tokens. `crop` with a positive number raises in transformers 5."""
     for layer in cache.layers:  # each by itself: a step that failed has written into some of them only
         surplus = layer.get_seq_length() - length
         if surplus > 0:

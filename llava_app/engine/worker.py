@@ -232,7 +232,8 @@ class Worker:
             text = text.removeprefix(" ")  # the templates write it between the role and the answer
             answer.shown = True
         answer.ready += text
-        if finish or now - answer.handed_out >= FRAME * max(2, len(self.active)):  # a browser draws each anew
+        due = now - answer.handed_out >= FRAME * max(2, len(self.active))  # a browser draws each anew
+        if finish or (answer.ready and due):
             answer.request.outbox.put(Piece(answer.ready, finish, answer.tokens))
             answer.ready, answer.handed_out = "", now
         if finish:
