@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, DynamicCache, GPTNeoXConfig, LlamaConfig, LlavaConfig
 
-from llava_app import outlook
+from llava_app import loading
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
@@ -93,7 +93,7 @@ def test_rows_take_memory_as_they_are_written() -> None:
 
 
 def test_an_engine_says_what_it_may_yet_take(tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlook, "free_bytes", lambda device: 1e9)
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 1e9)
     engine = LocalEngine(load(tiny_card, "float32"))
     plan = engine._plan
     assert engine.promised == plan.rows * plan.length * plan.token_bytes
