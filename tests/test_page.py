@@ -326,6 +326,32 @@ def footer(shown: Any) -> str:
     return shown[-1]["content"][-1].get("value", "")
 
 
+def test_a_browser_that_is_behind_gets_nothing_until_it_has_caught_up_and_fewer_pieces_then(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, tab = SimpleNamespace(now=0.0), Tab()
+    monkeypatch.setattr("llava_app.ui.asked.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def drawn(seconds: float) -> int:
+        """How many of a hundred pieces a second."""
+        pieces = 0
+        for _ in range(round(100 * seconds)):
+            clock.now += 0.01
+            pieces += tab.draws()
+        return pieces
+
+    assert drawn(1) == 100
+    handlers.slow(event(late=0.5), tab)
+    assert (drawn(0.49), drawn(1.1)) == (0, pytest.approx(10, abs=2))
+    for _ in range(9):
+        handlers.slow(event(late=10**400), tab)
+    assert (drawn(0.99), drawn(3.1)) == (0, pytest.approx(3, abs=1))
+    for forged in ({}, {"late": "1"}, {"late": math.nan}, {"late": -1}, {"late": True}):
+        handlers.slow(event(**forged), fresh := Tab())
+        assert fresh.draws()
+        assert fresh.draws()
+
+
 def test_after_stop_a_new_question_need_not_wait(handlers: Handlers, rein: Rein) -> None:
     tab = Tab()
     shown, stream = begun(handlers, tab)

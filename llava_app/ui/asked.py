@@ -4,6 +4,7 @@ It lies in a gr.State of the tab and is changed in place. The event that streams
 output, because Gradio builds and describes every other output anew with each piece; the rest waits here until the end.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from llava_app.limits import Limits
 from llava_app.ui.display import Talk
 from llava_app.ui.files import open_files
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0  # s between two pieces for a browser that cannot draw them as they come
 FRAMES = 4  # of a clip that cost what a picture does: OneVision keeps a quarter of a frame's features
 
 
@@ -44,6 +46,8 @@ class Tab:
 
     def __init__(self) -> None:
         self.asked: Asked | None = None
+        self._pause = 0.0  # s between two pieces; 0 as long as the browser draws them as they come
+        self._next = 0.0  # when the next one may be drawn, on the monotonic clock
 
     @property
     def is_answering(self) -> bool:
@@ -57,11 +61,25 @@ class Tab:
         if asked is None or asked.is_begun or asked.so_far != talk:
             return None
         asked.is_begun = True
+        self._pause = self._pause / 2 if self._pause > FIRST_PAUSE else 0.0  # what held it up may be over
         return asked
 
     def wants(self, asked: Asked) -> bool:
         """Whether the answer to `asked` is still waited for."""
         return self.asked is asked and not asked.is_stopped
+
+    def slow(self, late: float) -> None:
+        """The browser is `late` seconds behind: it gets no piece until it has caught up, and fewer from then on."""
+        self._pause = min(2 * self._pause or FIRST_PAUSE, LONGEST_PAUSE)
+        self._next = time.monotonic() + min(late, LONGEST_PAUSE)
+
+    def draws(self) -> bool:
+        """Whether the browser is to draw what there is now; otherwise the next piece has it too."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._pause
+        return True
 
     def stop(self) -> None:
         """End the answer; what was written stays."""

@@ -173,6 +173,7 @@ def _connect_answers(
     one_by_one = always | {"concurrency_limit": 1}  # every click counts, in its turn
     undone = window.undo(handlers.undo, [tab, talk], outputs, **one_by_one)
     box.stop(handlers.stop, tab, None, **EVENT)
+    bridge.pause(handlers.slow, tab, None, **EVENT)
     return [event.then(handlers.settle, [tab, talk], outputs, **always) for event in [*streamed, undone]]
 
 

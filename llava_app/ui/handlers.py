@@ -131,7 +131,8 @@ class Handlers:
                         break
                     asked.so_far = so_far
                     self.live.put(so_far)
-                    yield messages(so_far, phase, earlier)
+                    if tab.draws():
+                        yield messages(so_far, phase, earlier)
         except Exception as error:
             asked.fail()
             self.live.put(asked.before)
@@ -142,6 +143,12 @@ class Handlers:
     def stop(self, tab: Tab) -> None:
         """End the answer of this tab within one piece."""
         tab.stop()
+
+    def slow(self, told: gr.EventData, tab: Tab) -> None:
+        """Note that the browser is behind with what it draws, and by how many seconds."""
+        late = told._data.get("late")
+        if type(late) in (int, float) and late > 0:
+            tab.slow(late)
 
     def settle(self, tab: Tab, talk: Talk) -> Update:
         """The page once an answer ended, failed or was stopped; nothing changes while another one is to come."""

@@ -35,14 +35,6 @@ FLAGS = [
 ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In the whole suite an answer was sometimes over before Stop arrived; alone, and beside busy loops, never. What
-    takes the processor then is not known. Such a test is tried again; what is really broken fails three times."""
-    for item in items:
-        if item.get_closest_marker("browser"):
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=20))
-
-
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
     expect.set_options(timeout=PATIENCE * 1000)

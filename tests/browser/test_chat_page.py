@@ -138,6 +138,20 @@ def test_an_answer_streams_and_stop_keeps_what_was_written(visit: Visit) -> None
     assert "What do you see?" in questions(page).first.inner_text()  # another model, the same conversation
 
 
+def test_a_slow_browser_tells_so_and_stop_is_not_behind_what_it_draws(visit: Visit) -> None:
+    page = visit.tab()
+    choose(page, "Endless")
+    page.locator("#settings button").first.click()
+    page.get_by_label("number input for Longest answer").fill("2048")
+    page.keyboard.press("Tab")
+    visit.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 8})
+    with page.expect_request(lambda request: '"late"' in (request.post_data or "")):
+        send(page, "Tell me.")
+    page.locator("#box .stop-button").dispatch_event("click")
+    finished(page, 1)
+    assert re.match(r"[a-p]+\s+stopped by you", answers(page).last.inner_text())
+
+
 def test_retry_undo_and_clear(visit: Visit) -> None:
     page = visit.tab()
     attach(page, ("meme.png", png("orange")))
