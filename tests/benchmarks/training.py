@@ -2,9 +2,10 @@
 
 T is transformers' own `Trainer` with a padding collator, in the same precision unless a row says otherwise. Both sides
 start each round from the same weights and take the same steps on the same examples; the losses must agree to four
-digits in float32. Rounds alternate, the first step of each is ignored and the fastest of the others counts. Compiled:
-the recipe's `compile`, which the built-in world's own stages set where there is a compiler. Both sides have one thread,
-and seconds are those that the processor gave to it, so that other programs do not count. Absolute figures belong to the
+digits in float32. Rounds alternate, the first step of each is ignored and the fastest of the others counts. How much
+less there is to compute is said too, as the floating-point operations of a step's matrix products. Compiled: the
+recipe's `compile`, which the built-in world's own stages set where there is a compiler. Both sides have one thread, and
+seconds are those that the processor gave to it, so that other programs do not count. Absolute figures belong to the
 machine, ratios travel. A full run writes results/training.json.
 """
 
@@ -30,6 +31,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
 
 from finetune.checkpoint import Run
@@ -80,8 +82,8 @@ class Effort:
 
 
 FULL = Effort(
-    rounds=2,
-    steps=2,
+    rounds=3,
+    steps=3,
     batch=32,
     small=(
         Way(), Way(compiled=True, at_least=3), Way("bfloat16", compiled=True, at_least=4.5),
@@ -156,9 +158,21 @@ def speeds(name: str, loaded: Loaded, ways: Sequence[Way], effort: Effort, *, ba
             rounds.append(our_steps(loaded, recipe, examples))
             if precision == "float32":
                 agree(rounds[-1].losses, usual["float32"][-1].losses)
+    mine, theirs = (
+        gigaflops(lambda take=take: take(loaded, recipe_for(stage, batch), examples[:batch]))
+        for take in (our_steps, usual_steps)
+    )
+    yield Row(f"{name}, matrix products of a step", mine, theirs, theirs / mine, None, "GFLOP")
     for way in ways:
         mine, theirs = (batch / fastest(side) for side in (ours[way.precision, way.compiled], usual[way.baseline]))
         yield Row(f"{name}, {way.name}", mine, theirs, mine / theirs, way.at_least, "samples/s")
+
+
+def gigaflops(step: Callable[[], Steps]) -> float:
+    """Of the matrix products in it; torch does not count attention on a CPU."""
+    with FlopCounterMode(display=False) as counted:
+        step()
+    return counted.get_total_flops() / 1e9
 
 
 def fastest(rounds: Sequence[Steps]) -> float:
