@@ -155,11 +155,16 @@ class Inspector:
 class Writer:
     """Writes the good records to NAME.clean.jsonl, and the others with their reasons to NAME.refused.jsonl.
 
-    Makes the folder `out`. Raises DataError when nothing can be written there.
+    Makes the folder `out`. Raises DataError when nothing can be written there. Pictures are named so that the file of
+    good records can be trained on where it lies, but for those in archives, whose folder `close` tells.
     """
 
     def __init__(self, part: Part, out: Path) -> None:
         name = part.path.name if part.path.is_dir() else part.path.stem
+        self.out = out
+        self.folder = part.pictures.folder
+        self.elsewhere = self.folder.resolve() != out.resolve()
+        self.archived = self.elsewhere and part.pictures.archives is not None
         self.pictures = out / f"{name}.pictures"  # of datasets that hold them as bytes
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -172,20 +177,27 @@ class Writer:
 
     def accept(self, record: dict[str, Any]) -> None:
         """Write a good record; encoded pictures become files."""
-        names = [name if isinstance(name, str) else self._save(name) for name in image_names(record)]
-        changed = {"image": names} if names and names != image_names(record) else {}
-        self.clean.write(json.dumps(record | changed, ensure_ascii=False) + "\n")
+        names = [self._save(name) if isinstance(name, bytes) else self._name(name) for name in image_names(record)]
+        changed = {"image": names[0] if isinstance(record["image"], str) else names} if names else {}
+        self.clean.write(json.dumps(record | changed, ensure_ascii=False, default=_written) + "\n")
 
     def refuse(self, record: Any, refusal: Refusal) -> None:
         """Write why a record is refused, and the record."""
         told = {"reason": refusal.reason, "details": refusal.details, "record": record}
-        self.refused.write(json.dumps(told, ensure_ascii=False, default=lambda _: "bytes of a picture") + "\n")
+        self.refused.write(json.dumps(told, ensure_ascii=False, default=_written) + "\n")
 
     def close(self) -> str:
         """Close both; returns their names for a person."""
         self.clean.close()
         self.refused.close()
-        return f"written: {self.clean.name} and {self.refused.name}"
+        told = f"; their pictures lie in archives: train with --images {self.folder}" if self.archived else ""
+        return f"written: {self.clean.name} and {self.refused.name}{told}"
+
+    def _name(self, name: str) -> str:
+        """Of a picture's file, as seen from the folder that is written to."""
+        if self.archived or not self.elsewhere:
+            return name
+        return Path(os.path.relpath(self.folder / name, self.out)).as_posix()
 
     def _save(self, encoded: bytes) -> str:
         self.pictures.mkdir(exist_ok=True)
@@ -235,6 +247,11 @@ def show(record: dict[str, Any], template: str) -> str:
 def _printable(text: str) -> str:
     """Without control characters, by which data could write to the terminal whatever it likes."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
+def _written(value: Any) -> str:
+    """What JSON has no form for, such as the dates and bytes of a dataset's other columns."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
 
 
 def _hash(data: bytes) -> int:

@@ -111,14 +111,18 @@ def as_record(row: Any) -> Any:
     """A row of the other layouts as a LLaVA record; a LLaVA record and what is none at all stay as they are.
 
     The layouts: "messages" with roles and contents; a picture with a caption in "text". Pictures stand in "image",
-    "images", "file_name" or "file_names", as names or as Hugging Face's {"bytes", "path"}.
+    "images", "file_name" or "file_names", as names or as Hugging Face's {"bytes", "path"}. The fields that were read
+    are not in the record.
     """
     if not isinstance(row, dict) or _is_record(row):
         return row
     field = next((name for name in PICTURES if row.get(name)), None)
     given = row[field] if field else []
     images = [_encoded(image) for image in (given if isinstance(given, list) else [given])]
-    return {**row, "image": images, "conversations": _conversations(row, len(images))}
+    turns = _conversations(row, len(images))
+    read = {*PICTURES, *(("messages", *CAPTIONS) if turns else ())}
+    others = {name: value for name, value in row.items() if name not in read}
+    return {**others, "image": images, "conversations": turns}
 
 
 def _is_record(row: dict[str, Any]) -> bool:

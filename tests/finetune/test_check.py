@@ -1,5 +1,7 @@
 import json
 import re
+import zipfile
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,45 @@ def test_pictures_of_a_dataset_become_files_of_the_cleaned_one(
     capsys.readouterr()
     assert main(["check", str(tmp_path / "captions.clean.jsonl"), "--stage", "align"]) == 0
     assert "1 records: 1 good, 0 refused" in capsys.readouterr().out
+
+
+def test_columns_that_json_has_no_form_for_are_written_as_text_and_those_that_were_read_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="reading Hugging Face datasets needs the package datasets")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    encoded = {"bytes": (tmp_path / "red.png").read_bytes(), "path": None}
+    messages = [{"role": "user", "content": "Alike?"}, {"role": "assistant", "content": "Yes."}]
+    wrong = [{"role": "user", "content": "Alike?"}]
+    when = [datetime(2020, 1, 1), datetime(2021, 1, 1)]
+    columns = {"images": [[encoded] * 2] * 2, "messages": [messages, wrong], "when": when, "sound": [b"abc"] * 2}
+    rows = datasets.Dataset.from_dict(columns).cast_column("images", datasets.List(datasets.Image()))
+    rows.save_to_disk(tmp_path / "pairs")
+    assert main(["check", str(tmp_path / "pairs"), "--out", str(tmp_path / "out")]) == 0
+    (clean,) = [json.loads(line) for line in (tmp_path / "out/pairs.clean.jsonl").read_text("utf-8").splitlines()]
+    assert sorted(clean) == ["conversations", "image", "sound", "when"]
+    assert (clean["when"], clean["sound"]) == ("2020-01-01 00:00:00", "3 bytes")
+    assert "2021-01-01" in (tmp_path / "out/pairs.refused.jsonl").read_text("utf-8")
+    capsys.readouterr()
+    assert main(["check", str(tmp_path / "out/pairs.clean.jsonl")]) == 0
+    assert "1 records: 1 good, 0 refused\npictures: 2 shown" in capsys.readouterr().out
+
+
+def test_the_file_of_good_records_can_be_trained_on_wherever_it_is_written(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "folder"
+    main(["check", str(mixed), "--out", str(out)])
+    assert "archives" not in capsys.readouterr().out
+    assert main(["check", str(out / "mixed.clean.jsonl")]) == 0
+    assert "6 records: 6 good, 0 refused" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "red.zip", "w") as archive:
+        archive.write(tmp_path / "red.png", "red.png")
+    (tmp_path / "red.png").unlink()
+    main(["check", str(mixed), "--out", str(out)])
+    assert f"their pictures lie in archives: train with --images {tmp_path}\n" in capsys.readouterr().out
+    assert main(["check", str(out / "mixed.clean.jsonl"), "--images", str(tmp_path)]) == 0
+    assert "6 records: 6 good, 0 refused" in capsys.readouterr().out
 
 
 def test_answers_that_differ_are_counted_apart() -> None:
