@@ -23,7 +23,7 @@ from finetune.data.pictures import Place
 from finetune.data.records import image_names
 from finetune.data.refusals import BLANK, CHARACTERS_PER_TOKEN, Refusal, Ruler, identifier, wrong_record
 from llava_app.checkpoints import find
-from llava_app.conversation import from_record
+from llava_app.conversation import IMAGE_MARK, from_record
 from llava_app.errors import DataError
 from llava_app.loading import processor_of
 from llava_app.prompts import render, template_text
@@ -31,6 +31,7 @@ from llava_app.prompts import render, template_text
 AT_ONCE = 256  # records whose pictures are opened together
 CUTS = (512, 1024, 2048, 4096)  # tokens
 SHOWN = 60  # characters of a frequent answer
+MOVED = f"questions have words between several {IMAGE_MARK}, and are learned with all pictures before their words"
 LEARNED = ("\x1b[32m", "\x1b[0m")  # around what is learned: green
 PLAINLY = ("⟦", "⟧")  # where there are no colours
 TEMPLATES = {"instruct": "vicuna_v1", "align": "plain"}  # by stage, of what is shown without a model
@@ -67,6 +68,7 @@ class Report:
     refused: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     pictures: int = 0  # shown by good records, counted as often as they are shown
+    moved: int = 0  # questions of good records with words between their pictures
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     answers: Answers = field(default_factory=Answers)
 
@@ -82,6 +84,7 @@ class Report:
         self.pictures += len(image_names(record))
         self.lengths.append(length)
         for message in record["conversations"]:
+            self.moved += any(words.strip() for words in message["value"].split(IMAGE_MARK)[1:-1])
             if message["from"] == "gpt":
                 self.answers.add(message["value"])
 
@@ -90,7 +93,9 @@ class Report:
         lines = [f"{self.records:,} records: {len(self.lengths):,} good, {self.refused.total():,} refused"]
         lines += [f"  refused {count:,}: {why} (first: {self.first[why]})" for why, count in self.refused.most_common()]
         if self.lengths:
-            lines += [f"pictures: {self.pictures:,} shown", self.answers.describe(), *self._cuts(exact, max_length)]
+            moved = f"; {self.moved:,} {MOVED}" if self.moved else ""
+            lines.append(f"pictures: {self.pictures:,} shown{moved}")
+            lines += [self.answers.describe(), *self._cuts(exact, max_length)]
         return "\n".join(lines)
 
     def _cuts(self, exact: bool, max_length: int) -> Iterator[str]:

@@ -176,6 +176,23 @@ def test_the_file_of_good_records_can_be_trained_on_wherever_it_is_written(
     assert "6 records: 6 good, 0 refused" in capsys.readouterr().out
 
 
+def test_questions_with_words_between_their_pictures_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    records = []
+    for question in (
+        "<image>\n<image>\nAlike?",
+        "Is <image> like <image> ?",
+        "This is <image>. And <image>\n<image>\n?",
+    ):
+        record_of_it = record(question, [question, "Yes."]) | {"image": ["a.png"] * question.count("<image>")}
+        records.append(record_of_it)
+    (tmp_path / "pairs.json").write_text(json.dumps(records), encoding="utf-8")
+    assert main(["check", str(tmp_path / "pairs.json")]) == 0
+    assert "pictures: 7 shown; 2 questions have words between several <image>" in capsys.readouterr().out
+
+
 def test_answers_that_differ_are_counted_apart() -> None:
     answers = Answers()
     for answer in ("Yes", "No", "Yes", "Maybe", "Yes", "No"):
