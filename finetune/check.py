@@ -6,7 +6,7 @@ import os
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data import OPENING_THREADS, try_opening
-from finetune.data.mixture import Part, open_data, picture_root
+from finetune.data.mixture import MIXTURES, Data, Part, open_data, picture_root
 from finetune.data.pictures import Place
 from finetune.data.records import image_names
 from finetune.data.refusals import BLANK, CHARACTERS_PER_TOKEN, Refusal, Ruler, identifier, wrong_record
@@ -164,8 +164,7 @@ class Writer:
     good records can be trained on where it lies, but for those in archives, whose folder `close` tells.
     """
 
-    def __init__(self, part: Part, out: Path) -> None:
-        name = part.path.name if part.path.is_dir() else part.path.stem
+    def __init__(self, part: Part, out: Path, name: str) -> None:
         self.out = out
         self.folder = part.pictures.folder
         self.elsewhere = self.folder.resolve() != out.resolve()
@@ -216,9 +215,10 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     ruler = Ruler(processor_of(find(options.base)), options.max_length) if options.base else None
     template = ruler.processor.chat_template if ruler else template_text(TEMPLATES[options.stage])
-    for part in open_data(options.data, picture_root(options.data, options.images)).parts:
+    data = open_data(options.data, picture_root(options.data, options.images))
+    for part, (out, name) in zip(data.parts, _outs(data.parts, options.out), strict=True):
         inspector = Inspector(part, stage=options.stage, ruler=ruler)
-        report, writer = Report(), Writer(part, options.out or picture_root(part.path, None))
+        report, writer = Report(), Writer(part, out, name)
         for record, found in inspector.inspect():
             if isinstance(found, Refusal):
                 report.refuse(record, found)
@@ -230,7 +230,29 @@ def main(arguments: list[str]) -> int:
             writer.accept(record)
         print(f"{part.path}: {_printable(report.describe(exact=ruler is not None, max_length=options.max_length))}")
         print(writer.close())
+    if options.data.suffix in MIXTURES:
+        print(describe_mixture(options.data, data))
     return 0
+
+
+def describe_mixture(path: Path, data: Data) -> str:
+    """How many records a run draws of each part, good or not."""
+    lines = [f"{path}: {len(data):,} records are drawn for each epoch"]
+    for part, count in zip(data.parts, np.bincount(data.part, minlength=len(data.parts)).tolist(), strict=True):
+        held = len(part.records)
+        share = f"{count / max(1, len(data)):.0%} of the mixture, weight {count / max(1, held):.3g}"
+        lines.append(f"  {part.path}: {count:,} drawn from {held:,} records, {share}")
+    return "\n".join(lines)
+
+
+def _outs(parts: Sequence[Part], out: Path | None) -> list[tuple[Path, str]]:
+    """For each part the folder and the name of what is written; parts that would write the same files are numbered."""
+    whole = [part.path if part.path.name.strip(".") else part.path.resolve() for part in parts]  # not "." or ".."
+    wanted = [(out or path.parent, path.name if path.is_dir() else path.stem) for path in whole]
+    return [
+        (folder, name if wanted.count((folder, name)) == 1 else f"{name}-{number}")
+        for number, (folder, name) in enumerate(wanted, 1)
+    ]
 
 
 def show(record: dict[str, Any], template: str) -> str:
@@ -270,6 +292,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", help="model whose tokens are counted: a folder or a name of the model list")
     parser.add_argument("--stage", choices=TEMPLATES, default="instruct", help="that will learn from it (instruct)")
     parser.add_argument("--max-length", type=int, default=2048, help="tokens to which examples will be cut (2048)")
-    parser.add_argument("--out", type=Path, help="folder of the two files that are written (default: the data's)")
+    parser.add_argument("--out", type=Path, help="folder of the two files that are written (default: beside the data)")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N good examples")
     return parser

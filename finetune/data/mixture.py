@@ -10,9 +10,10 @@ import numpy as np
 import yaml
 
 from finetune.data.pictures import Pictures, Place, find_pictures
-from finetune.data.records import METADATA, Records, image_names, open_records
+from finetune.data.records import METADATA, Records, dataset_files, image_names, open_records
 from llava_app.errors import DataError
 
+END = 1 << 16  # bytes: more than what Parquet says of its columns
 MIXTURES = (".yaml", ".yml")
 FIELDS = {"data", "images", "weight", "count", "seed"}  # of a part of a mixture
 WANTED = "Give it as seed: 0 and parts:, a list of data, images and weight or count."
@@ -72,7 +73,10 @@ def picture_root(path: Path, images: Path | None) -> Path:
 
 
 def digest(path: Path) -> str:
-    """SHA-256, hex, of a data file; of a mixture's file and its parts; of a dataset's folder, by its small files."""
+    """SHA-256, hex, of a data file; of a mixture's file and its parts; of a dataset's folder, by its tables.
+
+    Of each table, which may hold gigabytes of pictures, count the size and the end; of files beside the tables nothing.
+    """
     if path.suffix in MIXTURES:
         parts = "".join(digest(path.parent / str(settings["data"])) for settings in _settings(path)[1])
         return hashlib.sha256(path.read_bytes() + parts.encode()).hexdigest()
@@ -81,8 +85,14 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if (path / METADATA).is_file():
         return digest(path / METADATA)
-    names = [(file.relative_to(path).as_posix(), file.stat().st_size) for file in sorted(path.rglob("*.*"))]
-    return hashlib.sha256(repr(names).encode()).hexdigest()
+    tables = [(file.relative_to(path).as_posix(), file.stat().st_size, _end(file)) for file in dataset_files(path)]
+    return hashlib.sha256(repr(tables).encode()).hexdigest()
+
+
+def _end(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - END))
+        return opened.read()
 
 
 def _open_part(path: Path, images: Path | None) -> Part:

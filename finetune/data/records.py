@@ -16,6 +16,7 @@ from llava_app.errors import DataError
 BLOCK = 1 << 24  # bytes of a JSON list that are scanned at once
 LONGEST = 1 << 28  # bytes of one record
 METADATA = "metadata.jsonl"  # of a folder of pictures, as Hugging Face's imagefolder has it
+SAVED = ("state.json", "dataset_dict.json")  # of a dataset that save_to_disk wrote
 GAP = " \t\r\n,"  # between the items of a JSON list
 PICTURES = ("image", "images", "file_name", "file_names")  # fields that name pictures, in the layouts that are read
 CAPTIONS = ("text", "caption")  # fields that hold one
@@ -204,9 +205,17 @@ def _part(part: Any) -> "str | Unread":
     return Unread(f"a part of a message that is no text and no picture, of type {part.get('type')!r}")
 
 
-def _open_dataset(folder: Path) -> Records:
+def dataset_files(folder: Path) -> list[Path]:
+    """The files that the records of a Hugging Face dataset's folder are read from; none where it is no dataset."""
     tables = sorted(folder.rglob("train*.parquet")) or sorted(folder.rglob("*.parquet"))
-    if not tables and not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if tables or not any((folder / name).is_file() for name in SAVED):
+        return tables
+    return sorted(path for name in (*SAVED, "data-*.arrow") for path in folder.rglob(name))
+
+
+def _open_dataset(folder: Path) -> Records:
+    files = dataset_files(folder)
+    if not files:
         raise DataError(
             f"{folder} is a folder without {METADATA} and no Hugging Face dataset. "
             "Give its data file, or a folder that has one of these."
@@ -218,8 +227,8 @@ def _open_dataset(folder: Path) -> Records:
             f"{folder} is a Hugging Face dataset, which needs the package datasets. "
             "Run pip install datasets, or give the records as JSON lines."
         ) from error
-    if tables:
-        rows = datasets.Dataset.from_parquet([str(table) for table in tables])
+    if files[0].suffix == ".parquet":
+        rows = datasets.Dataset.from_parquet([str(table) for table in files])
     else:
         rows = datasets.load_from_disk(str(folder))
     if isinstance(rows, datasets.DatasetDict):

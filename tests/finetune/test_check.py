@@ -193,6 +193,38 @@ def test_questions_with_words_between_their_pictures_are_counted(
     assert "pictures: 7 shown; 2 questions have words between several <image>" in capsys.readouterr().out
 
 
+def test_a_mixture_says_what_it_draws_and_every_part_has_files_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        records = [record(f"{name}{number}", ["Hi?", f"Hi {number}."]) for number in range(4)]
+        (tmp_path / name / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    parts = "parts:\n- {data: x/records.json, weight: 1.5}\n- {data: y/records.json, count: 2}\n"
+    (tmp_path / "mix.yaml").write_text(parts, encoding="utf-8")
+    assert main(["check", str(tmp_path / "mix.yaml"), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "mix.yaml: 8 records are drawn for each epoch\n" in told
+    assert f"  {tmp_path}/x/records.json: 6 drawn from 4 records, 75% of the mixture, weight 1.5\n" in told
+    assert f"  {tmp_path}/y/records.json: 2 drawn from 4 records, 25% of the mixture, weight 0.5\n" in told
+    clean = [read_records(tmp_path / "out" / f"records-{number}.clean.jsonl") for number in (1, 2)]
+    assert [part[0]["id"] for part in clean] == ["x0", "y0"]
+
+
+def test_a_dataset_in_the_folder_one_is_in_is_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "A cat."}', encoding="utf-8")
+    monkeypatch.chdir(folder)
+    assert main(["check", "."]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "metadata.jsonl"]
+    assert main(["check", str(tmp_path / "pets.clean.jsonl"), "--stage", "align"]) == 0
+    assert json.loads((tmp_path / "pets.clean.jsonl").read_text("utf-8"))["image"] == ["pets/a.png"]
+
+
 def test_answers_that_differ_are_counted_apart() -> None:
     answers = Answers()
     for answer in ("Yes", "No", "Yes", "Maybe", "Yes", "No"):

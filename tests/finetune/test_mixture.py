@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,25 @@ def test_the_digest_changes_with_a_part(folder: Path) -> None:
     assert digest(path) == before
     (folder / "two" / "b.jsonl").write_text("{}", encoding="utf-8")
     assert digest(path) != before
+
+
+@pytest.mark.parametrize("saved", ["arrow", "parquet"])
+def test_the_digest_of_a_dataset_is_that_of_its_tables(saved: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="reading Hugging Face datasets needs the package datasets")
+    digests = []
+    for answer in ("Yes.", "No!!"):
+        folder = tmp_path / "talk"
+        shutil.rmtree(folder, ignore_errors=True)
+        rows = datasets.Dataset.from_dict({"text": [answer]})
+        if saved == "arrow":
+            rows.save_to_disk(folder)
+        else:
+            folder.mkdir()
+            rows.to_parquet(folder / "train.parquet")
+        digests.append(digest(folder))
+        (folder / "notes.jsonl").write_text("{}", encoding="utf-8")
+        assert digest(folder) == digests[-1]
+    assert digests[0] != digests[1]
 
 
 WRONG = {
