@@ -6,7 +6,7 @@ import os
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +22,7 @@ from finetune.data.mixture import MIXTURES, Data, Part, open_data, picture_root
 from finetune.data.pictures import Place
 from finetune.data.records import image_names
 from finetune.data.refusals import BLANK, CHARACTERS_PER_TOKEN, Refusal, Ruler, identifier, wrong_record
+from finetune.recipe import LIMITS
 from llava_app.checkpoints import find
 from llava_app.conversation import IMAGE_MARK, from_record
 from llava_app.errors import DataError
@@ -215,6 +216,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     ruler = Ruler(processor_of(find(options.base)), options.max_length) if options.base else None
     template = ruler.processor.chat_template if ruler else template_text(TEMPLATES[options.stage])
+    empty = []
     data = open_data(options.data, picture_root(options.data, options.images))
     for part, (out, name) in zip(data.parts, _outs(data.parts, options.out), strict=True):
         inspector = Inspector(part, stage=options.stage, ruler=ruler)
@@ -230,8 +232,14 @@ def main(arguments: list[str]) -> int:
             writer.accept(record)
         print(f"{part.path}: {_printable(report.describe(exact=ruler is not None, max_length=options.max_length))}")
         print(writer.close())
+        if not report.lengths:
+            empty.append(str(part.path))
     if options.data.suffix in MIXTURES:
         print(describe_mixture(options.data, data))
+    if empty:
+        raise DataError(
+            f"There is no good record in {', '.join(empty)}: nothing can be learned from it. Mend the data."
+        )
     return 0
 
 
@@ -285,13 +293,25 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is too few; give at least {least}")
+        return int(text)
+
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m finetune check")
     parser.add_argument("data", type=Path, help="records: JSON, JSON lines, a folder, a dataset or a mixture")
     parser.add_argument("--images", type=Path, help="folder or archive of the pictures (default: the data's folder)")
     parser.add_argument("--base", help="model whose tokens are counted: a folder or a name of the model list")
     parser.add_argument("--stage", choices=TEMPLATES, default="instruct", help="that will learn from it (instruct)")
-    parser.add_argument("--max-length", type=int, default=2048, help="tokens to which examples will be cut (2048)")
+    least = int(LIMITS["max_length"][0])
+    parser.add_argument(
+        "--max-length", type=_at_least(least), default=2048, help="tokens to which examples will be cut (2048)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the two files that are written (default: beside the data)")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N good examples")
+    parser.add_argument("--show", type=_at_least(0), default=0, metavar="N", help="print the first N good examples")
     return parser

@@ -154,8 +154,8 @@ def named_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Named:
         raise RecipeError(_unknown(name_or_path))
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # the second: no UTF-8, or a date that there is not
+        raise RecipeError(f"{path} is not YAML: {_sentence(error)} Give a file of `field: value` lines.") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} holds no `field: value` lines.")
     description = {name: str(settings.pop(name)) for name in DESCRIPTION if name in settings}
@@ -230,8 +230,18 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
         name, equals, value = override.partition("=")
         if not equals:
             raise RecipeError(f"{override!r} is not an override; write field=value, such as learning_rate=1e-3.")
-        settings[name.strip()] = yaml.safe_load(value)
+        try:
+            settings[name.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise RecipeError(f"{override!r} is not YAML: {_sentence(error)} Write field=value.") from error
     return settings
+
+
+def _sentence(error: Exception) -> str:
+    """What YAML found, in one line: its own errors draw the place over several."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}: " if mark else ""
+    return f"{place}{problem or error}".splitlines()[0].removesuffix(".") + "."
 
 
 def _typed(name: str, value: Any, wanted: Any) -> Any:

@@ -1,6 +1,7 @@
 """What a run learns from: one file or folder of records, or a mixture of several."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,16 +120,30 @@ def _settings(path: Path) -> tuple[int, Sequence[dict[str, Any]]]:
     parts = mixture.get("parts") if isinstance(mixture, dict) else None
     if not isinstance(parts, list) or not parts or set(mixture) - {"parts", "seed"}:
         raise DataError(f"{path} is no mixture. {WANTED}")
+    _check_seed(mixture, str(path))
     for number, part in enumerate(parts, 1):
         if not isinstance(part, dict) or "data" not in part or {"weight", "count"} <= set(part) or set(part) - FIELDS:
             raise DataError(
                 f"{path}, part {number}: {part}. It must have data, and can have images, seed, and one of "
                 "weight (how often each record comes) and count (how many are drawn)."
             )
+        if Path(str(part["data"])).suffix in MIXTURES:
+            raise DataError(
+                f"{path}, part {number}: {part['data']} is a mixture, and a part cannot be one. Write its parts here."
+            )
+        _check_seed(part, f"{path}, part {number}")
         sizes = [part.get(name, 1) for name in ("weight", "count")]
-        if not all(isinstance(size, int | float) and size > 0 for size in sizes) or not isinstance(sizes[1], int):
+        if not all(isinstance(size, int | float) and 0 < size < math.inf for size in sizes) or not isinstance(
+            sizes[1], int
+        ):
             raise DataError(f"{path}, part {number}: weight must be a number and count a whole number, above 0.")
     return mixture.get("seed", 0), parts
+
+
+def _check_seed(settings: dict[str, Any], where: str) -> None:
+    seed = settings.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise DataError(f"{where}: seed is {seed!r}; it must be a whole number, 0 or above.")
 
 
 def _draw(records: int, part: dict[str, Any], *, seed: int) -> np.ndarray:

@@ -225,6 +225,20 @@ def test_a_dataset_in_the_folder_one_is_in_is_written_beside_it(
     assert json.loads((tmp_path / "pets.clean.jsonl").read_text("utf-8"))["image"] == ["pets/a.png"]
 
 
+@pytest.mark.parametrize("text", ["", "[]", json.dumps([record("a", ["What?", ""])])], ids=["nothing", "none", "wrong"])
+def test_data_without_a_good_record_is_an_error(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data.json").write_text(text, encoding="utf-8")
+    assert main(["check", str(tmp_path / "data.json")]) == 2
+    assert f"There is no good record in {tmp_path}/data.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--max-length", "--show"])
+def test_numbers_below_what_makes_sense_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "data.json", option, "-1"])
+    assert f"argument {option}: -1 is too few; give at least" in capsys.readouterr().err
+
+
 def test_answers_that_differ_are_counted_apart() -> None:
     answers = Answers()
     for answer in ("Yes", "No", "Yes", "Maybe", "Yes", "No"):

@@ -98,6 +98,11 @@ WRONG = {
     "'wieght'": {"parts": [{"data": "one/a.json", "wieght": 1}]},
     "above 0": {"parts": [{"data": "one/a.json", "count": 0}]},
     "whole number": {"parts": [{"data": "one/a.json", "count": 1.5}]},
+    "above 0.": {"parts": [{"data": "one/a.json", "weight": float("inf")}]},
+    "mixture.yaml: seed is 'a'; it must be a whole": {"parts": [{"data": "one/a.json"}], "seed": "a"},
+    "mixture.yaml: seed is -1": {"parts": [{"data": "one/a.json"}], "seed": -1},
+    "part 1: seed is 'hello'": {"parts": [{"data": "one/a.json", "seed": "hello"}]},
+    "part 1: other.yaml is a mixture, and a part cannot be one": {"parts": [{"data": "other.yaml"}]},
     "cannot be read": {"parts": [{"data": "one/absent.json"}]},
 }
 

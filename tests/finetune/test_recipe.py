@@ -170,6 +170,15 @@ def test_an_override_without_equals_is_refused() -> None:
         load_recipe("memeworld_align", ["epochs"])
 
 
+@pytest.mark.parametrize("override", ["template=[x", "seed=2020-99-99"])
+def test_an_override_that_is_no_yaml_is_refused_in_one_sentence(override: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("own_data", [override])
+    told = str(caught.value)
+    assert told.startswith(f"{override!r} is not YAML: ")
+    assert "\n" not in told
+
+
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(RecipeError, match="llava15_7b_align"):
         load_recipe("llava2")
@@ -186,8 +195,9 @@ def test_a_missing_field_is_named() -> None:
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"broken\.yaml"):
+    with pytest.raises(RecipeError, match=r"broken\.yaml") as caught:
         load_recipe(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_recipe_imports_neither_torch_nor_transformers() -> None:
