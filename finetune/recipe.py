@@ -8,16 +8,29 @@ from typing import Any
 
 import yaml
 
-from llava_app.checkpoints import Card
+from llava_app.checkpoints import OWN, Card
 from llava_app.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
 DESCRIPTION = ("about", "source", "needs", "size")  # what a YAML file says beside the recipe's fields
 INHERIT = "inherit"  # the value of a field that is to be as the base was trained
 INHERITED = ("template", "image_mode")
+TEMPLATES = (  # of `llava_app.prompts`, which imports torch
+    "plain",
+    "vicuna_v1",
+    "llava_v0",
+    "llava_v1",
+    "mistral_instruct",
+    "llava_llama_2",
+    "chatml_direct",
+    "qwen",
+    "mpt",
+    "llama_3",
+)
 
 CHOICES = {
     "stage": ("align", "instruct"),
+    "template": (*TEMPLATES, INHERIT),
     "image_mode": ("pad", "crop", "anyres", INHERIT),
     "precision": ("bfloat16", "float32"),
     "quantise": ("none", "4bit"),
@@ -183,7 +196,8 @@ def show(named: Named) -> str:
 def inherit(recipe: Recipe, base: Card) -> tuple[Recipe, str]:
     """Fill the fields that say "inherit" from the base's card; the text says what was inherited and overridden.
 
-    Raises RecipeError where stage 2 would inherit stage 1's template, which knows no dialogue.
+    Raises RecipeError where stage 2 would inherit stage 1's template, which knows no dialogue, and where the base
+    brings no card that says what to inherit.
     """
     taken = {name: getattr(base, name) for name in INHERITED if getattr(recipe, name) == INHERIT}
     if "template" in taken and (recipe.stage, base.stage) == ("instruct", "align"):
@@ -191,10 +205,16 @@ def inherit(recipe: Recipe, base: Card) -> tuple[Recipe, str]:
             f"{base.name} has only stage 1 behind it, whose template {base.template} knows no questions. "
             "Give a template (template=vicuna_v1), or start from a model that has stage 2 behind it."
         )
+    if unknown := [name for name, value in taken.items() if value == OWN]:
+        choices = " and ".join(f"{name}= one of {', '.join(CHOICES[name])}" for name in unknown)
+        raise RecipeError(
+            f"{base.name} has no card, and its files do not show with which {' and '.join(unknown)} it was trained. "
+            f"Give {choices.replace(f', {INHERIT}', '')}."
+        )
     lines = [f"inherited from {base.name}: {name} {value}" for name, value in taken.items()]
     for name in INHERITED:
         mine, theirs = getattr(recipe, name), getattr(base, name)
-        if mine not in (INHERIT, theirs):
+        if mine not in (INHERIT, theirs) and theirs != OWN:
             lines.append(f"overrides {base.name}: {name} {mine} instead of {theirs}")
     return replace(recipe, **taken), "\n".join(lines)
 

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -5,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.__main__ import main
+from finetune.__main__ import _new_run, _training_parser, main
 from finetune.recipe import (
     RECIPES,
+    TEMPLATES,
     Recipe,
     all_recipes,
     inherit,
@@ -17,7 +19,8 @@ from finetune.recipe import (
     save_recipe,
     show,
 )
-from llava_app.checkpoints import Card
+from llava_app import prompts
+from llava_app.checkpoints import OWN, Card, built_in
 from llava_app.errors import RecipeError
 
 SMALLEST = {
@@ -115,6 +118,29 @@ def test_stage_two_does_not_inherit_the_template_of_stage_one() -> None:
         inherit(load_recipe("own_data"), card("align", "plain"))
 
 
+def test_a_model_without_a_card_hands_on_what_its_files_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(built_in().source, folder, ignore=shutil.ignore_patterns("card.json"))
+    asked = ["--name", "mine", "--base", str(folder), "--data", "d.json", "--recipe", "memeworld_several"]
+    run = _new_run("instruct", _training_parser("instruct").parse_args(asked))
+    assert (run.recipe.template, run.recipe.image_mode) == ("vicuna_v1", "pad")
+    assert "inherited from bare: template vicuna_v1" in capsys.readouterr().out
+
+
+def test_what_no_file_of_the_model_shows_is_asked_for() -> None:
+    bare = Card("Eve", "eve", "run", "instruct", OWN, "pad")
+    with pytest.raises(RecipeError, match=r"Eve has no card.*which template .*Give template= one of plain, vicuna_v1"):
+        inherit(load_recipe("own_data"), bare)
+    given, told = inherit(load_recipe("own_data", ["template=qwen"]), bare)
+    assert (given.template, told) == ("qwen", "inherited from Eve: image_mode pad")
+
+
+def test_the_templates_of_recipes_are_those_that_there_are() -> None:
+    assert tuple(prompts.TEMPLATES) == TEMPLATES
+
+
 def test_a_saved_recipe_is_read_back_equal(tmp_path: Path) -> None:
     recipe = recipe_from({**SMALLEST, "max_steps": 7, "learning_rate": 3.3e-5})
     save_recipe(recipe, tmp_path / "mine.yaml")
@@ -138,6 +164,7 @@ def test_max_steps_can_be_taken_back() -> None:
     [
         ("stage", "pretrain", "align or instruct"),
         ("image_mode", "stretch", "pad or crop"),
+        ("template", "foo", "plain or vicuna_v1"),
         ("precision", "float16", "bfloat16 or float32"),
         ("learning_rate", 0.0, "between 1e-08 and 1.0"),
         ("learning_rate", float("nan"), "between"),
