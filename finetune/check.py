@@ -169,7 +169,8 @@ class Writer:
         self.out = out
         self.folder = part.pictures.folder
         self.elsewhere = self.folder.resolve() != out.resolve()
-        self.archived = self.elsewhere and part.pictures.archives is not None
+        self.archived = self.elsewhere and bool(part.pictures.given or part.pictures.near)
+        self.left = False  # whether pictures keep names that are relative to their own folder
         self.pictures = out / f"{name}.pictures"  # of datasets that hold them as bytes
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -195,12 +196,13 @@ class Writer:
         """Close both; returns their names for a person."""
         self.clean.close()
         self.refused.close()
-        told = f"; their pictures lie in archives: train with --images {self.folder}" if self.archived else ""
+        told = f"; their pictures lie in archives: train with --images {self.folder}" if self.left else ""
         return f"written: {self.clean.name} and {self.refused.name}{told}"
 
     def _name(self, name: str) -> str:
         """Of a picture's file, as seen from the folder that is written to."""
         if self.archived or not self.elsewhere:
+            self.left = self.archived
             return name
         return Path(os.path.relpath(self.folder / name, self.out)).as_posix()
 
