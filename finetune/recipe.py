@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,16 +220,16 @@ def inherit(recipe: Recipe, base: Card) -> tuple[Recipe, str]:
 
 
 def recipe_from(settings: dict[str, Any]) -> Recipe:
-    """A recipe from a mapping of its fields. Raises RecipeError, and names the nearest field for a misspelt one."""
+    """A recipe from a mapping of its fields. Raises RecipeError: misspelt, missing and wrong fields are named."""
     known = [field.name for field in fields(Recipe)]
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             raise RecipeError(f"A recipe has no field {name!r}. Did you mean {near}? Fields: {', '.join(known)}.")
-    try:
-        return Recipe(**settings)
-    except TypeError as error:
-        raise RecipeError(f"The recipe is not complete: {error}".removesuffix(".") + ".") from error
+    needed = [field.name for field in fields(Recipe) if field.default is MISSING]
+    if missing := [name for name in needed if name not in settings]:
+        raise RecipeError(f"The recipe lacks {', '.join(missing)}. Give each as a line `field: value`.")
+    return Recipe(**settings)
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

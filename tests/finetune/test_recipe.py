@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,15 @@ def test_every_recipe_of_the_project_is_valid_and_says_where_it_is_from_and_what
     named = named_recipe(path.stem)
     assert all(len(text) > 20 for text in (named.about, named.source, named.needs))
     assert named.recipe.global_batch % named.recipe.micro_batch == 0
+
+
+def test_recipes_for_several_gpus_name_the_configs_that_go_with_them() -> None:
+    fits = {"align": {"ddp", "zero2"}, "instruct": {"fsdp2", "zero3"}}  # the projector alone, the whole model
+    full = [named for named in all_recipes() if named.name.startswith(("llava", "sci")) and not named.recipe.lora_rank]
+    assert len(full) == 7
+    for named in full:
+        assert set(re.findall(r"(\w+)\.yaml", named.needs)) == fits[named.recipe.stage], named.name
+    assert {path.stem for path in (RECIPES / "accelerate").iterdir()} == set().union(*fits.values())
 
 
 def test_a_stage_in_a_recipes_name_is_its_stage() -> None:
@@ -214,8 +224,8 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(RecipeError, match="micro_batch"):
-        recipe_from({name: value for name, value in SMALLEST.items() if name != "micro_batch"})
+    with pytest.raises(RecipeError, match=r"^The recipe lacks template, micro_batch\. Give"):
+        recipe_from({name: value for name, value in SMALLEST.items() if name not in ("micro_batch", "template")})
 
 
 @pytest.mark.parametrize("text", ["stage: [align", "just words"])
