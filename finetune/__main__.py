@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.recipe import inherit, listing, load_recipe, named_recipe, show
+from finetune.recipe import INHERIT, inherit, listing, load_recipe, named_recipe, show
 from llava_app.checkpoints import find
 from llava_app.errors import RecipeError, UserError
 
@@ -125,12 +125,14 @@ def _train(stage: str, arguments: list[str]) -> int:
 def _new_run(stage: str, options: argparse.Namespace) -> "Run":
     from finetune.checkpoint import Run
     from finetune.data.mixture import picture_root
+    from llava_app.loading import described
 
     if not re.fullmatch(r"\w[\w.-]*", options.name):
         raise RecipeError(f"The name {options.name!r} is no folder name. Give letters, digits, dots, dashes.")
     if options.base is None or options.data is None:
         raise RecipeError("A new run needs --base and --data. To go on with an interrupted one, add --resume.")
-    recipe, told = inherit(load_recipe(options.recipe or f"memeworld_{stage}", options.overrides), find(options.base))
+    recipe, base = load_recipe(options.recipe or f"memeworld_{stage}", options.overrides), find(options.base)
+    recipe, told = inherit(recipe, described(base) if INHERIT in (recipe.template, recipe.image_mode) else base)
     if told:
         print(told)
     images = picture_root(options.data, options.images)

@@ -6,7 +6,7 @@ import os
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from finetune.data import OPENING_THREADS, try_opening
-from finetune.data.mixture import Part, open_data, picture_root
+from finetune.data.mixture import MIXTURES, Data, Part, open_data, picture_root
 from finetune.data.pictures import Place
 from finetune.data.records import image_names
 from finetune.data.refusals import BLANK, CHARACTERS_PER_TOKEN, Refusal, Ruler, identifier, wrong_record
+from finetune.recipe import LIMITS
 from llava_app.checkpoints import find
-from llava_app.conversation import from_record
+from llava_app.conversation import IMAGE_MARK, from_record
 from llava_app.errors import DataError
 from llava_app.loading import processor_of
 from llava_app.prompts import render, template_text
@@ -31,6 +32,7 @@ from llava_app.prompts import render, template_text
 AT_ONCE = 256  # records whose pictures are opened together
 CUTS = (512, 1024, 2048, 4096)  # tokens
 SHOWN = 60  # characters of a frequent answer
+MOVED = f"questions have words between several {IMAGE_MARK}, and are learned with all pictures before their words"
 LEARNED = ("\x1b[32m", "\x1b[0m")  # around what is learned: green
 PLAINLY = ("⟦", "⟧")  # where there are no colours
 TEMPLATES = {"instruct": "vicuna_v1", "align": "plain"}  # by stage, of what is shown without a model
@@ -67,6 +69,7 @@ class Report:
     refused: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     pictures: int = 0  # shown by good records, counted as often as they are shown
+    moved: int = 0  # questions of good records with words between their pictures
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     answers: Answers = field(default_factory=Answers)
 
@@ -82,6 +85,7 @@ class Report:
         self.pictures += len(image_names(record))
         self.lengths.append(length)
         for message in record["conversations"]:
+            self.moved += any(words.strip() for words in message["value"].split(IMAGE_MARK)[1:-1])
             if message["from"] == "gpt":
                 self.answers.add(message["value"])
 
@@ -90,7 +94,9 @@ class Report:
         lines = [f"{self.records:,} records: {len(self.lengths):,} good, {self.refused.total():,} refused"]
         lines += [f"  refused {count:,}: {why} (first: {self.first[why]})" for why, count in self.refused.most_common()]
         if self.lengths:
-            lines += [f"pictures: {self.pictures:,} shown", self.answers.describe(), *self._cuts(exact, max_length)]
+            moved = f"; {self.moved:,} {MOVED}" if self.moved else ""
+            lines.append(f"pictures: {self.pictures:,} shown{moved}")
+            lines += [self.answers.describe(), *self._cuts(exact, max_length)]
         return "\n".join(lines)
 
     def _cuts(self, exact: bool, max_length: int) -> Iterator[str]:
@@ -155,11 +161,16 @@ class Inspector:
 class Writer:
     """Writes the good records to NAME.clean.jsonl, and the others with their reasons to NAME.refused.jsonl.
 
-    Makes the folder `out`. Raises DataError when nothing can be written there.
+    Makes the folder `out`. Raises DataError when nothing can be written there. Pictures are named so that the file of
+    good records can be trained on where it lies, but for those in archives, whose folder `close` tells.
     """
 
-    def __init__(self, part: Part, out: Path) -> None:
-        name = part.path.name if part.path.is_dir() else part.path.stem
+    def __init__(self, part: Part, out: Path, name: str) -> None:
+        self.out = out
+        self.folder = part.pictures.folder
+        self.elsewhere = self.folder.resolve() != out.resolve()
+        self.archived = self.elsewhere and bool(part.pictures.given or part.pictures.near)
+        self.left = False  # whether pictures keep names that are relative to their own folder
         self.pictures = out / f"{name}.pictures"  # of datasets that hold them as bytes
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -172,20 +183,28 @@ class Writer:
 
     def accept(self, record: dict[str, Any]) -> None:
         """Write a good record; encoded pictures become files."""
-        names = [name if isinstance(name, str) else self._save(name) for name in image_names(record)]
-        changed = {"image": names} if names and names != image_names(record) else {}
-        self.clean.write(json.dumps(record | changed, ensure_ascii=False) + "\n")
+        names = [self._save(name) if isinstance(name, bytes) else self._name(name) for name in image_names(record)]
+        changed = {"image": names[0] if isinstance(record["image"], str) else names} if names else {}
+        self.clean.write(json.dumps(record | changed, ensure_ascii=False, default=_written) + "\n")
 
     def refuse(self, record: Any, refusal: Refusal) -> None:
         """Write why a record is refused, and the record."""
         told = {"reason": refusal.reason, "details": refusal.details, "record": record}
-        self.refused.write(json.dumps(told, ensure_ascii=False, default=lambda _: "bytes of a picture") + "\n")
+        self.refused.write(json.dumps(told, ensure_ascii=False, default=_written) + "\n")
 
     def close(self) -> str:
         """Close both; returns their names for a person."""
         self.clean.close()
         self.refused.close()
-        return f"written: {self.clean.name} and {self.refused.name}"
+        told = f"; their pictures lie in archives: train with --images {self.folder}" if self.left else ""
+        return f"written: {self.clean.name} and {self.refused.name}{told}"
+
+    def _name(self, name: str) -> str:
+        """Of a picture's file, as seen from the folder that is written to."""
+        if self.archived or not self.elsewhere:
+            self.left = self.archived
+            return name
+        return Path(os.path.relpath(self.folder / name, self.out)).as_posix()
 
     def _save(self, encoded: bytes) -> str:
         self.pictures.mkdir(exist_ok=True)
@@ -199,9 +218,11 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     ruler = Ruler(processor_of(find(options.base)), options.max_length) if options.base else None
     template = ruler.processor.chat_template if ruler else template_text(TEMPLATES[options.stage])
-    for part in open_data(options.data, picture_root(options.data, options.images)).parts:
+    empty = []
+    data = open_data(options.data, picture_root(options.data, options.images))
+    for part, (out, name) in zip(data.parts, _outs(data.parts, options.out), strict=True):
         inspector = Inspector(part, stage=options.stage, ruler=ruler)
-        report, writer = Report(), Writer(part, options.out or picture_root(part.path, None))
+        report, writer = Report(), Writer(part, out, name)
         for record, found in inspector.inspect():
             if isinstance(found, Refusal):
                 report.refuse(record, found)
@@ -213,7 +234,35 @@ def main(arguments: list[str]) -> int:
             writer.accept(record)
         print(f"{part.path}: {_printable(report.describe(exact=ruler is not None, max_length=options.max_length))}")
         print(writer.close())
+        if not report.lengths:
+            empty.append(str(part.path))
+    if options.data.suffix in MIXTURES:
+        print(describe_mixture(options.data, data))
+    if empty:
+        raise DataError(
+            f"There is no good record in {', '.join(empty)}: nothing can be learned from it. Mend the data."
+        )
     return 0
+
+
+def describe_mixture(path: Path, data: Data) -> str:
+    """How many records a run draws of each part, good or not."""
+    lines = [f"{path}: {len(data):,} records are drawn for each epoch"]
+    for part, count in zip(data.parts, np.bincount(data.part, minlength=len(data.parts)).tolist(), strict=True):
+        held = len(part.records)
+        share = f"{count / max(1, len(data)):.0%} of the mixture, weight {count / max(1, held):.3g}"
+        lines.append(f"  {part.path}: {count:,} drawn from {held:,} records, {share}")
+    return "\n".join(lines)
+
+
+def _outs(parts: Sequence[Part], out: Path | None) -> list[tuple[Path, str]]:
+    """For each part the folder and the name of what is written; parts that would write the same files are numbered."""
+    whole = [part.path if part.path.name.strip(".") else part.path.resolve() for part in parts]  # not "." or ".."
+    wanted = [(out or path.parent, path.name if path.is_dir() else path.stem) for path in whole]
+    return [
+        (folder, name if wanted.count((folder, name)) == 1 else f"{name}-{number}")
+        for number, (folder, name) in enumerate(wanted, 1)
+    ]
 
 
 def show(record: dict[str, Any], template: str) -> str:
@@ -237,8 +286,22 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
+def _written(value: Any) -> str:
+    """What JSON has no form for, such as the dates and bytes of a dataset's other columns."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+
+
 def _hash(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is too few; give at least {least}")
+        return int(text)
+
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -247,7 +310,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, help="folder or archive of the pictures (default: the data's folder)")
     parser.add_argument("--base", help="model whose tokens are counted: a folder or a name of the model list")
     parser.add_argument("--stage", choices=TEMPLATES, default="instruct", help="that will learn from it (instruct)")
-    parser.add_argument("--max-length", type=int, default=2048, help="tokens to which examples will be cut (2048)")
-    parser.add_argument("--out", type=Path, help="folder of the two files that are written (default: the data's)")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N good examples")
+    least = int(LIMITS["max_length"][0])
+    parser.add_argument(
+        "--max-length", type=_at_least(least), default=2048, help="tokens to which examples will be cut (2048)"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the two files that are written (default: beside the data)")
+    parser.add_argument("--show", type=_at_least(0), default=0, metavar="N", help="print the first N good examples")
     return parser

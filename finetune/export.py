@@ -1,6 +1,7 @@
 """A finished run → a standard model folder that needs nothing else, with a model card, and on to the Hub if told to."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from PIL import Image
 
 from finetune.checkpoint import save_model, stored_dtype
 from llava_app.adapters import base_of, merge
-from llava_app.checkpoints import Card, check_files, read_card, write_card
+from llava_app.checkpoints import Card, catalogue, check_files, read_card, revision, write_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError, TrainingError
 from llava_app.evaluations import read_scores
 from llava_app.images import Picture
 from llava_app.loading import Loaded, load
+from llava_app.presets import PRESETS
 from llava_app.prompts import encode
 
 QUESTIONS = ("What is shown here?", "Which colour is it?", "Describe the picture.", "What is funny about it?")
@@ -26,6 +28,13 @@ COLOURS = ("red", "green", "blue", "white")
 ANSWER_TOKENS = 32
 LEAST_EQUAL = 0.5  # of the answers: 16 bits round, and an even choice between two tokens may fall the other way
 CURVE_POINTS = 10
+COMMIT = "[0-9a-f]{40}"  # the revision of a base that came from the Hub
+HUB_LICENCES = {  # of presets, as the Hub spells them
+    "Apache-2.0": ["license: apache-2.0"],
+    "Llama 2 Community Licence": ["license: llama2"],
+    "Llama 3 Community Licence": ["license: llama3"],
+    "Tongyi Qianwen research licence": ["license: other", "license_name: tongyi-qianwen-research"],
+}
 LICENCES = (
     "The code is Apache-2.0. Weights and data keep their own licences: look at those of the base and of the data "
     "before you hand this on. A LLaVA-1.5 from Vicuna comes under the Llama 2 licence; its instruction data was "
@@ -85,6 +94,7 @@ def model_card(card: Card, curve: Sequence[dict[str, Any]], *, equal: float, dty
         "library_name: transformers",
         "pipeline_tag: image-text-to-text",
         "tags: [llava]",
+        *origin(card),
         "---",
         "",
         f"# {card.name}",
@@ -120,6 +130,18 @@ def model_card(card: Card, curve: Sequence[dict[str, Any]], *, equal: float, dty
         "",
     ]
     return "\n".join(lines)
+
+
+def origin(card: Card) -> list[str]:
+    """What the Hub is told of the base: its id and its licence, each where it is known."""
+    shipped = [revision(Path(other.source)) for other in catalogue() if other.kind == "built-in"]
+    if card.base_revision in shipped:
+        return ["license: apache-2.0"]
+    if not re.fullmatch(COMMIT, str(card.base_revision)):
+        return []
+    preset = next((preset for preset in PRESETS if card.base in (preset.name, preset.source)), None)
+    lines = [f"base_model: {preset.source if preset else card.base}"]
+    return lines + (HUB_LICENCES[preset.licence] if preset else [])
 
 
 def _number(value: float | None) -> str:

@@ -2,22 +2,35 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from llava_app.checkpoints import Card
+from llava_app.checkpoints import OWN, Card
 from llava_app.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
 DESCRIPTION = ("about", "source", "needs", "size")  # what a YAML file says beside the recipe's fields
 INHERIT = "inherit"  # the value of a field that is to be as the base was trained
 INHERITED = ("template", "image_mode")
+TEMPLATES = (  # of `llava_app.prompts`, which imports torch
+    "plain",
+    "vicuna_v1",
+    "llava_v0",
+    "llava_v1",
+    "mistral_instruct",
+    "llava_llama_2",
+    "chatml_direct",
+    "qwen",
+    "mpt",
+    "llama_3",
+)
 
 CHOICES = {
     "stage": ("align", "instruct"),
+    "template": (*TEMPLATES, INHERIT),
     "image_mode": ("pad", "crop", "anyres", INHERIT),
     "precision": ("bfloat16", "float32"),
     "quantise": ("none", "4bit"),
@@ -154,8 +167,8 @@ def named_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Named:
         raise RecipeError(_unknown(name_or_path))
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # the second: no UTF-8, or a date that there is not
+        raise RecipeError(f"{path} is not YAML: {_sentence(error)} Give a file of `field: value` lines.") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} holds no `field: value` lines.")
     description = {name: str(settings.pop(name)) for name in DESCRIPTION if name in settings}
@@ -183,7 +196,8 @@ def show(named: Named) -> str:
 def inherit(recipe: Recipe, base: Card) -> tuple[Recipe, str]:
     """Fill the fields that say "inherit" from the base's card; the text says what was inherited and overridden.
 
-    Raises RecipeError where stage 2 would inherit stage 1's template, which knows no dialogue.
+    Raises RecipeError where stage 2 would inherit stage 1's template, which knows no dialogue, and where the base
+    brings no card that says what to inherit.
     """
     taken = {name: getattr(base, name) for name in INHERITED if getattr(recipe, name) == INHERIT}
     if "template" in taken and (recipe.stage, base.stage) == ("instruct", "align"):
@@ -191,25 +205,31 @@ def inherit(recipe: Recipe, base: Card) -> tuple[Recipe, str]:
             f"{base.name} has only stage 1 behind it, whose template {base.template} knows no questions. "
             "Give a template (template=vicuna_v1), or start from a model that has stage 2 behind it."
         )
+    if unknown := [name for name, value in taken.items() if value == OWN]:
+        choices = " and ".join(f"{name}= one of {', '.join(CHOICES[name])}" for name in unknown)
+        raise RecipeError(
+            f"{base.name} has no card, and its files do not show with which {' and '.join(unknown)} it was trained. "
+            f"Give {choices.replace(f', {INHERIT}', '')}."
+        )
     lines = [f"inherited from {base.name}: {name} {value}" for name, value in taken.items()]
     for name in INHERITED:
         mine, theirs = getattr(recipe, name), getattr(base, name)
-        if mine not in (INHERIT, theirs):
+        if mine not in (INHERIT, theirs) and theirs != OWN:
             lines.append(f"overrides {base.name}: {name} {mine} instead of {theirs}")
     return replace(recipe, **taken), "\n".join(lines)
 
 
 def recipe_from(settings: dict[str, Any]) -> Recipe:
-    """A recipe from a mapping of its fields. Raises RecipeError, and names the nearest field for a misspelt one."""
+    """A recipe from a mapping of its fields. Raises RecipeError: misspelt, missing and wrong fields are named."""
     known = [field.name for field in fields(Recipe)]
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             raise RecipeError(f"A recipe has no field {name!r}. Did you mean {near}? Fields: {', '.join(known)}.")
-    try:
-        return Recipe(**settings)
-    except TypeError as error:
-        raise RecipeError(f"The recipe is not complete: {error}".removesuffix(".") + ".") from error
+    needed = [field.name for field in fields(Recipe) if field.default is MISSING]
+    if missing := [name for name in needed if name not in settings]:
+        raise RecipeError(f"The recipe lacks {', '.join(missing)}. Give each as a line `field: value`.")
+    return Recipe(**settings)
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -230,8 +250,18 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
         name, equals, value = override.partition("=")
         if not equals:
             raise RecipeError(f"{override!r} is not an override; write field=value, such as learning_rate=1e-3.")
-        settings[name.strip()] = yaml.safe_load(value)
+        try:
+            settings[name.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise RecipeError(f"{override!r} is not YAML: {_sentence(error)} Write field=value.") from error
     return settings
+
+
+def _sentence(error: Exception) -> str:
+    """What YAML found, in one line: its own errors draw the place over several."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}: " if mark else ""
+    return f"{place}{problem or error}".splitlines()[0].removesuffix(".") + "."
 
 
 def _typed(name: str, value: Any, wanted: Any) -> Any:

@@ -23,7 +23,7 @@ from llava_app.hub import folder_of, here
 from llava_app.memory import Plan, free_bytes, give_back, need
 from llava_app.outlook import config_of, outlook, planned, read_config
 from llava_app.precision import best_device, choose_precision, quantisation
-from llava_app.processors import load_processor, template_note
+from llava_app.processors import known_template, load_processor, own_image_mode, template_note
 from llava_app.prompts import prepare
 
 logger = logging.getLogger(__name__)
@@ -132,6 +132,23 @@ def processor_of(card: Card) -> ProcessorMixin:
         return load_processor(folder_of(card), card, config=config)
     except (OSError, ValueError) as error:
         raise ModelError(f"{card.name} has no tokenizer that can be read: {error}. Restore its files.") from error
+
+
+def described(card: Card) -> Card:
+    """A model that brings no card, with the template and the image mode that its own files show.
+
+    Where its chat template is none of ours, the template stays OWN. Raises ModelError as `load`.
+    """
+    if card.template != OWN:
+        return card
+    folder = folder_of(card)
+    if (folder / CARD_NAME).is_file():
+        return replace(read_card(folder), name=card.name, source=card.source, kind=card.kind)
+    processor = processor_of(card)
+    template, mode = known_template(processor.chat_template), own_image_mode(processor, config_of(card))
+    return replace(
+        card, template=template or OWN, image_mode=mode, stage="align" if template == "plain" else "instruct"
+    )
 
 
 def stored_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from llava_app.checkpoints import OWN, Card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
 from llava_app.images import Picture
-from llava_app.prompts import render, template_text
+from llava_app.prompts import TEMPLATES, render, template_text
 
 _PICTURE = Picture(Image.new("RGB", (1, 1)), "a picture")
 _TALK = Conversation(system="Be brief.").ask("What is funny?", [_PICTURE]).answer("A joke.").ask("Why?")
@@ -119,6 +119,18 @@ def template_note(folder: Path, card: Card) -> str:
     return f"Its own chat template differs from {card.template}, which its card says it was trained with: {used}."
 
 
+def known_template(chat_template: str) -> str | None:
+    """The name of the template that writes the same prompts, with a system prompt and without; None for another one."""
+    wanted = _prompts(chat_template)
+    return next((name for name in TEMPLATES if _prompts(template_text(name)) == wanted), None)
+
+
+def own_image_mode(processor: ProcessorMixin, config: PretrainedConfig) -> str:
+    """How a checkpoint's own processor shows pictures, of those modes that its class knows."""
+    modes = _kind(config).image_modes
+    return modes[0] if len(modes) == 1 or processor.image_processor.do_pad else "crop"
+
+
 def _own_template(folder: Path) -> str | None:
     """The chat template that a checkpoint brings along, from the newest place to the oldest."""
     if (folder / "chat_template.jinja").is_file():
@@ -131,12 +143,18 @@ def _own_template(folder: Path) -> str | None:
     return None
 
 
-def _prompt(template: str) -> str | None:
+def _prompt(template: str, talk: Conversation = _TALK) -> str | None:
     """What a template makes of a short talk; None when it cannot."""
     try:
-        return render(_TALK, template, open_answer=True).text
+        return render(talk, template, open_answer=True).text
     except TemplateError:
         return None
+
+
+def _prompts(template: str) -> list[str | None] | None:
+    """As `_prompt`, with the system prompt of the talk and with the template's own."""
+    prompts = [_prompt(template, talk) for talk in (_TALK, replace(_TALK, system=None))]
+    return None if None in prompts else prompts
 
 
 def _join(

@@ -13,11 +13,11 @@ from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 
 import llava_app.precision
 from llava_app import checkpoints, hub, loading, processors
-from llava_app.checkpoints import HUB_PRESETS, Card, built_in, find, read_card, write_card
+from llava_app.checkpoints import HUB_PRESETS, OWN, Card, built_in, find, read_card, write_card
 from llava_app.conversation import Conversation
 from llava_app.errors import ModelError
 from llava_app.images import Picture
-from llava_app.loading import load
+from llava_app.loading import described, load
 from llava_app.memory import smallest
 from llava_app.outlook import default_card, outlook
 from llava_app.precision import best_device, choose_precision, quantisation
@@ -396,3 +396,15 @@ def test_a_folder_without_a_card_is_loaded_as_its_own_files_say(tiny_card: Card,
     assert bare.processor.chat_template == carded.processor.chat_template
     assert all(torch.equal(weight, carded.model.state_dict()[name]) for name, weight in bare.model.state_dict().items())
     assert "differs" not in bare.why
+
+
+def test_what_a_model_without_a_card_was_trained_with_is_read_from_its_own_files(folder: Path) -> None:
+    (folder / "card.json").unlink()
+    told = described(find(str(folder)))
+    assert (told.template, told.image_mode, told.stage) == ("vicuna_v1", "pad", "instruct")
+    settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    settings["image_processor"]["do_pad"] = False
+    (folder / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['role'] }}", encoding="utf-8")
+    told = described(find(str(folder)))
+    assert (told.template, told.image_mode) == (OWN, "crop")

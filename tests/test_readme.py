@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
 
 from finetune.__main__ import VERBS, _training_parser
 from finetune.memeworld.cli import STEPS
+from finetune.recipe import RECIPES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,6 +35,14 @@ def test_every_linked_file_exists() -> None:
 def test_every_verb_exists() -> None:
     assert set(re.findall(r"python -m finetune (\w+)", README)) <= {*VERBS, "VERB"}
     assert set(re.findall(r"`memeworld (\w+)`", README)) == set(STEPS)
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    table = README.split("| recipe | what for |")[1].split("\n\n")[0]
+    named = [name.replace("…", "*") for name in re.findall(r"`([\w…]+)`", table)]
+    patterns = [f"*{name}" if name.startswith("_") else name for name in named]  # `_12gb` ends the name before it
+    stems = [path.stem for path in RECIPES.glob("*.yaml")]
+    assert [stem for stem in stems if not any(fnmatch(stem, pattern) for pattern in patterns)] == []
 
 
 def test_every_training_command_is_complete() -> None:

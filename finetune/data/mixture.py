@@ -1,6 +1,7 @@
 """What a run learns from: one file or folder of records, or a mixture of several."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import yaml
 
 from finetune.data.pictures import Pictures, Place, find_pictures
-from finetune.data.records import METADATA, Records, image_names, open_records
+from finetune.data.records import METADATA, Records, dataset_files, image_names, open_records
 from llava_app.errors import DataError
 
+END = 1 << 16  # bytes: more than what Parquet says of its columns
 MIXTURES = (".yaml", ".yml")
 FIELDS = {"data", "images", "weight", "count", "seed"}  # of a part of a mixture
 WANTED = "Give it as seed: 0 and parts:, a list of data, images and weight or count."
@@ -72,7 +74,10 @@ def picture_root(path: Path, images: Path | None) -> Path:
 
 
 def digest(path: Path) -> str:
-    """SHA-256, hex, of a data file; of a mixture's file and its parts; of a dataset's folder, by its small files."""
+    """SHA-256, hex, of a data file; of a mixture's file and its parts; of a dataset's folder, by its tables.
+
+    Of each table, which may hold gigabytes of pictures, count the size and the end; of files beside the tables nothing.
+    """
     if path.suffix in MIXTURES:
         parts = "".join(digest(path.parent / str(settings["data"])) for settings in _settings(path)[1])
         return hashlib.sha256(path.read_bytes() + parts.encode()).hexdigest()
@@ -81,8 +86,14 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if (path / METADATA).is_file():
         return digest(path / METADATA)
-    names = [(file.relative_to(path).as_posix(), file.stat().st_size) for file in sorted(path.rglob("*.*"))]
-    return hashlib.sha256(repr(names).encode()).hexdigest()
+    tables = [(file.relative_to(path).as_posix(), file.stat().st_size, _end(file)) for file in dataset_files(path)]
+    return hashlib.sha256(repr(tables).encode()).hexdigest()
+
+
+def _end(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - END))
+        return opened.read()
 
 
 def _open_part(path: Path, images: Path | None) -> Part:
@@ -109,16 +120,30 @@ def _settings(path: Path) -> tuple[int, Sequence[dict[str, Any]]]:
     parts = mixture.get("parts") if isinstance(mixture, dict) else None
     if not isinstance(parts, list) or not parts or set(mixture) - {"parts", "seed"}:
         raise DataError(f"{path} is no mixture. {WANTED}")
+    _check_seed(mixture, str(path))
     for number, part in enumerate(parts, 1):
         if not isinstance(part, dict) or "data" not in part or {"weight", "count"} <= set(part) or set(part) - FIELDS:
             raise DataError(
                 f"{path}, part {number}: {part}. It must have data, and can have images, seed, and one of "
                 "weight (how often each record comes) and count (how many are drawn)."
             )
+        if Path(str(part["data"])).suffix in MIXTURES:
+            raise DataError(
+                f"{path}, part {number}: {part['data']} is a mixture, and a part cannot be one. Write its parts here."
+            )
+        _check_seed(part, f"{path}, part {number}")
         sizes = [part.get(name, 1) for name in ("weight", "count")]
-        if not all(isinstance(size, int | float) and size > 0 for size in sizes) or not isinstance(sizes[1], int):
+        if not all(isinstance(size, int | float) and 0 < size < math.inf for size in sizes) or not isinstance(
+            sizes[1], int
+        ):
             raise DataError(f"{path}, part {number}: weight must be a number and count a whole number, above 0.")
     return mixture.get("seed", 0), parts
+
+
+def _check_seed(settings: dict[str, Any], where: str) -> None:
+    seed = settings.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise DataError(f"{where}: seed is {seed!r}; it must be a whole number, 0 or above.")
 
 
 def _draw(records: int, part: dict[str, Any], *, seed: int) -> np.ndarray:

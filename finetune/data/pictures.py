@@ -1,17 +1,22 @@
 """The picture files that records name: in a folder, or inside zip and tar archives, which are never unpacked."""
 
+import logging
+import os
 import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from llava_app.errors import DataError, ImageError
 from llava_app.images import Picture, open_image
+
+logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip", ".tar")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -71,40 +76,69 @@ class Archives:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a record's picture names are relative to."""
+    """What a record's picture names are relative to.
+
+    The archives below a folder are looked into when a name is no file, and one that cannot be read is told and passed
+    over: it may have nothing to do with the data.
+    """
 
     folder: Path
-    archives: Archives | None = None
+    given: Archives | None = None  # of the one archive that was named
 
     def place(self, image: str | bytes) -> Place:
         """Where a record's picture is; nobody has looked yet whether a file is there."""
         if isinstance(image, bytes):
             return image
-        return (self.archives.find(image) if self.archives else None) or self.folder / image
+        file = self.folder / image
+        if self.given:
+            return self.given.find(image) or file
+        if not self.near or os.path.isfile(file):
+            return file
+        return (self.archives.find(image) if self.archives else None) or file
+
+    @cached_property
+    def near(self) -> list[Path]:
+        """The archives in the folder and in its folders."""
+        return sorted(path for depth in DEPTHS for suffix in ARCHIVES for path in self.folder.glob(depth + suffix))
+
+    @cached_property
+    def archives(self) -> Archives | None:
+        """What is in those that can be read."""
+        return _index(self.folder, self.near, tell=logger.warning)
 
 
 def find_pictures(root: Path) -> Pictures:
     """The pictures of a folder, with the archives in it and in its folders; or those of one archive.
 
-    Raises DataError for an archive that must be read from its start, or that is damaged.
+    Raises DataError where `root` is an archive that must be read from its start, that is damaged, or empty.
     """
     if root.name.endswith(COMPRESSED):
         raise DataError(f"{root} is compressed as a whole, so no picture can be read alone. Give a .tar or .zip.")
-    if root.suffix in ARCHIVES:
-        return Pictures(root.parent, _index(root.parent, [root]))
-    found = sorted(path for depth in DEPTHS for suffix in ARCHIVES for path in root.glob(depth + suffix))
-    return Pictures(root, _index(root, found) if found else None)
+    if root.suffix not in ARCHIVES:
+        return Pictures(root)
+    given = _index(root.parent, [root])
+    if given is None:
+        raise DataError(f"There is no file in {root}. Copy it again.")
+    return Pictures(root.parent, given)
 
 
-def _index(root: Path, archives: list[Path]) -> Archives:
+def _index(root: Path, archives: list[Path], tell: Callable[[str], None] | None = None) -> Archives | None:
+    """What is in them, None where nothing is. One that cannot be read is a DataError, or said to `tell`."""
     names, places = [], []
     for number, archive in enumerate(archives):
         beside = archive.parent.relative_to(root).as_posix()
-        for name, offset, size, deflated in _members(archive):
+        try:
+            members = list(_members(archive))
+        except DataError as error:
+            if tell is None:
+                raise
+            tell(f"{error} Its pictures are not found until then.")
+            continue
+        for name, offset, size, deflated in members:
             names.append(posixpath.normpath(posixpath.join(beside, name)).encode())
             places.append((number, offset, size, deflated))
     if not names:
-        raise DataError(f"There is no file in {', '.join(path.name for path in archives)}. Copy the archives again.")
+        return None
     by_name = np.array(names)
     order = np.argsort(by_name, kind="stable")
     return Archives(tuple(archives), by_name[order], np.array(places, np.int64)[order])

@@ -1,5 +1,6 @@
 """Files and folders of data → LLaVA records, one at a time: only where each one lies is kept in memory."""
 
+import base64
 import json
 from array import array
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,23 @@ from llava_app.errors import DataError
 BLOCK = 1 << 24  # bytes of a JSON list that are scanned at once
 LONGEST = 1 << 28  # bytes of one record
 METADATA = "metadata.jsonl"  # of a folder of pictures, as Hugging Face's imagefolder has it
+SAVED = ("state.json", "dataset_dict.json")  # of a dataset that save_to_disk wrote
 GAP = " \t\r\n,"  # between the items of a JSON list
 PICTURES = ("image", "images", "file_name", "file_names")  # fields that name pictures, in the layouts that are read
 CAPTIONS = ("text", "caption")  # fields that hold one
+DATA_URL = "data:"  # begins the address of a picture that holds the picture
+PARTS = ("image", "image_url")  # kinds of parts of a message's content that show a picture
 ROLES = {"user": "human", "assistant": "gpt"}  # of "messages" → of "conversations"
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands where a message has no text, for what cannot be read there."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class Records(Sequence[Any]):
@@ -111,23 +125,44 @@ def as_record(row: Any) -> Any:
     """A row of the other layouts as a LLaVA record; a LLaVA record and what is none at all stay as they are.
 
     The layouts: "messages" with roles and contents; a picture with a caption in "text". Pictures stand in "image",
-    "images", "file_name" or "file_names", as names or as Hugging Face's {"bytes", "path"}.
+    "images", "file_name" or "file_names", as names or as Hugging Face's {"bytes", "path"}; or else in the parts of a
+    message's content, as names or data URLs. The fields that were read are not in the record.
     """
     if not isinstance(row, dict) or _is_record(row):
         return row
     field = next((name for name in PICTURES if row.get(name)), None)
-    given = row[field] if field else []
+    given = row[field] if field else _in_parts(row.get("messages"))
     images = [_encoded(image) for image in (given if isinstance(given, list) else [given])]
-    return {**row, "image": images, "conversations": _conversations(row, len(images))}
+    turns = _conversations(row, len(images))
+    read = {*PICTURES, *(("messages", *CAPTIONS) if turns else ())}
+    others = {name: value for name, value in row.items() if name not in read}
+    return {**others, "image": images, "conversations": turns}
 
 
 def _is_record(row: dict[str, Any]) -> bool:
-    named = row.keys() & PICTURES <= {"image"}
-    return named and "conversations" in row and isinstance(row.get("image", ""), str)
+    named, image = row.keys() & PICTURES <= {"image"}, row.get("image", "")
+    return named and "conversations" in row and isinstance(image, str) and not image.startswith(DATA_URL)
 
 
 def _encoded(image: Any) -> Any:
-    return image.get("bytes") or image.get("path") if isinstance(image, dict) else image
+    """A picture's name or encoded bytes, where a dataset's column or a data URL holds them."""
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path") or image.get("url")
+    if not isinstance(image, str) or not image.startswith(DATA_URL):
+        return image
+    try:
+        return base64.b64decode(image.partition(",")[2], validate=True)
+    except ValueError:
+        return b"no base64"  # which is refused as any damaged picture is
+
+
+def _in_parts(messages: Any) -> list[Any]:
+    """The pictures that the parts of messages hold, in order; a part can also leave it to a field of the row."""
+    messages = messages if isinstance(messages, list) else []
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    held = [part.get("image_url") or part.get("image") or part for part in parts if part.get("type") in PARTS]
+    return [image for image in held if _encoded(image)]
 
 
 def _conversations(row: dict[str, Any], images: int) -> Any:
@@ -141,8 +176,9 @@ def _conversations(row: dict[str, Any], images: int) -> Any:
         caption = next((row[name] for name in CAPTIONS if row.get(name)), None)
         turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": caption}] if caption else []
     asked = next((turn for turn in turns if turn["from"] == "human"), None)
-    if asked and not any(IMAGE_MARK in str(turn["value"]) for turn in turns):
-        asked["value"] = f"{IMAGE_MARK}\n" * images + str(asked["value"])
+    marked = any(isinstance(turn["value"], str) and IMAGE_MARK in turn["value"] for turn in turns)
+    if asked and isinstance(asked["value"], str) and not marked:
+        asked["value"] = f"{IMAGE_MARK}\n" * images + asked["value"]
     return turns
 
 
@@ -152,16 +188,34 @@ def _role(message: dict[str, Any]) -> str:
 
 
 def _content(content: Any) -> Any:
-    """The text of a message, also where it is a list of parts."""
+    """The text of a message, also where it is a list of parts; Unread where one of them is neither text nor picture."""
     if not isinstance(content, list):
         return content
-    texts = [f"{IMAGE_MARK}\n" if part.get("type") == "image" else part.get("text") or "" for part in content]
-    return "".join(texts)
+    texts = [_part(part) for part in content]
+    return next((text for text in texts if isinstance(text, Unread)), None) or "".join(map(str, texts))
+
+
+def _part(part: Any) -> "str | Unread":
+    if not isinstance(part, dict):
+        return Unread("a part of a message that is no object")
+    if part.get("type") in PARTS:
+        return f"{IMAGE_MARK}\n"
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    return Unread(f"a part of a message that is no text and no picture, of type {part.get('type')!r}")
+
+
+def dataset_files(folder: Path) -> list[Path]:
+    """The files that the records of a Hugging Face dataset's folder are read from; none where it is no dataset."""
+    tables = sorted(folder.rglob("train*.parquet")) or sorted(folder.rglob("*.parquet"))
+    if tables or not any((folder / name).is_file() for name in SAVED):
+        return tables
+    return sorted(path for name in (*SAVED, "data-*.arrow") for path in folder.rglob(name))
 
 
 def _open_dataset(folder: Path) -> Records:
-    tables = sorted(folder.rglob("train*.parquet")) or sorted(folder.rglob("*.parquet"))
-    if not tables and not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    files = dataset_files(folder)
+    if not files:
         raise DataError(
             f"{folder} is a folder without {METADATA} and no Hugging Face dataset. "
             "Give its data file, or a folder that has one of these."
@@ -173,8 +227,8 @@ def _open_dataset(folder: Path) -> Records:
             f"{folder} is a Hugging Face dataset, which needs the package datasets. "
             "Run pip install datasets, or give the records as JSON lines."
         ) from error
-    if tables:
-        rows = datasets.Dataset.from_parquet([str(table) for table in tables])
+    if files[0].suffix == ".parquet":
+        rows = datasets.Dataset.from_parquet([str(table) for table in files])
     else:
         rows = datasets.load_from_disk(str(folder))
     if isinstance(rows, datasets.DatasetDict):

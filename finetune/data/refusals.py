@@ -8,13 +8,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from finetune.data.records import image_names
+from finetune.data.records import Unread, image_names
 from llava_app.conversation import IMAGE_MARK, Conversation, from_record
 from llava_app.errors import DataError
 from llava_app.images import Picture
 from llava_app.prompts import encode, prepare, tokenise
 
 CHARACTERS_PER_TOKEN = 4
+WEB = ("http://", "https://")
 BLANK = Picture(Image.new("RGB", (32, 32)), digest="blank")
 
 
@@ -81,6 +82,10 @@ def wrong_record(record: Any, stage: str) -> Refusal | None:
     names = image_names(record)
     if not all(isinstance(name, str | bytes) for name in names):
         return Refusal("an image that is not a file name", repr(names)[:80])
+    if web := [name for name in names if isinstance(name, str) and name.startswith(WEB)]:
+        return Refusal("a picture at a web address; download it and name the file", web[0])
+    if unread := _unread(record.get("conversations")):
+        return Refusal(unread.reason, "")
     try:
         conversation = from_record(record, [BLANK] * len(names))
     except DataError as error:
@@ -90,6 +95,12 @@ def wrong_record(record: Any, stage: str) -> Refusal | None:
     if stage == "align" and not names:
         return Refusal("no picture; stage align learns from pictures only", "")
     return None
+
+
+def _unread(turns: Any) -> Unread | None:
+    turns = turns if isinstance(turns, list) else []
+    values = (turn.get("value") for turn in turns if isinstance(turn, dict))
+    return next((value for value in values if isinstance(value, Unread)), None)
 
 
 def identifier(record: Any) -> str:

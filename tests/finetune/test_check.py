@@ -1,5 +1,7 @@
 import json
 import re
+import zipfile
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,108 @@ def test_pictures_of_a_dataset_become_files_of_the_cleaned_one(
     capsys.readouterr()
     assert main(["check", str(tmp_path / "captions.clean.jsonl"), "--stage", "align"]) == 0
     assert "1 records: 1 good, 0 refused" in capsys.readouterr().out
+
+
+def test_columns_that_json_has_no_form_for_are_written_as_text_and_those_that_were_read_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="reading Hugging Face datasets needs the package datasets")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    encoded = {"bytes": (tmp_path / "red.png").read_bytes(), "path": None}
+    messages = [{"role": "user", "content": "Alike?"}, {"role": "assistant", "content": "Yes."}]
+    wrong = [{"role": "user", "content": "Alike?"}]
+    when = [datetime(2020, 1, 1), datetime(2021, 1, 1)]
+    columns = {"images": [[encoded] * 2] * 2, "messages": [messages, wrong], "when": when, "sound": [b"abc"] * 2}
+    rows = datasets.Dataset.from_dict(columns).cast_column("images", datasets.List(datasets.Image()))
+    rows.save_to_disk(tmp_path / "pairs")
+    assert main(["check", str(tmp_path / "pairs"), "--out", str(tmp_path / "out")]) == 0
+    (clean,) = [json.loads(line) for line in (tmp_path / "out/pairs.clean.jsonl").read_text("utf-8").splitlines()]
+    assert sorted(clean) == ["conversations", "image", "sound", "when"]
+    assert (clean["when"], clean["sound"]) == ("2020-01-01 00:00:00", "3 bytes")
+    assert "2021-01-01" in (tmp_path / "out/pairs.refused.jsonl").read_text("utf-8")
+    capsys.readouterr()
+    assert main(["check", str(tmp_path / "out/pairs.clean.jsonl")]) == 0
+    assert "1 records: 1 good, 0 refused\npictures: 2 shown" in capsys.readouterr().out
+
+
+def test_the_file_of_good_records_can_be_trained_on_wherever_it_is_written(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "folder"
+    main(["check", str(mixed), "--out", str(out)])
+    assert "archives" not in capsys.readouterr().out
+    assert main(["check", str(out / "mixed.clean.jsonl")]) == 0
+    assert "6 records: 6 good, 0 refused" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "red.zip", "w") as archive:
+        archive.write(tmp_path / "red.png", "red.png")
+    (tmp_path / "red.png").unlink()
+    main(["check", str(mixed), "--out", str(out)])
+    assert f"their pictures lie in archives: train with --images {tmp_path}\n" in capsys.readouterr().out
+    assert main(["check", str(out / "mixed.clean.jsonl"), "--images", str(tmp_path)]) == 0
+    assert "6 records: 6 good, 0 refused" in capsys.readouterr().out
+
+
+def test_questions_with_words_between_their_pictures_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    records = []
+    for question in (
+        "<image>\n<image>\nAlike?",
+        "Is <image> like <image> ?",
+        "This is <image>. And <image>\n<image>\n?",
+    ):
+        record_of_it = record(question, [question, "Yes."]) | {"image": ["a.png"] * question.count("<image>")}
+        records.append(record_of_it)
+    (tmp_path / "pairs.json").write_text(json.dumps(records), encoding="utf-8")
+    assert main(["check", str(tmp_path / "pairs.json")]) == 0
+    assert "pictures: 7 shown; 2 questions have words between several <image>" in capsys.readouterr().out
+
+
+def test_a_mixture_says_what_it_draws_and_every_part_has_files_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        records = [record(f"{name}{number}", ["Hi?", f"Hi {number}."]) for number in range(4)]
+        (tmp_path / name / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    parts = "parts:\n- {data: x/records.json, weight: 1.5}\n- {data: y/records.json, count: 2}\n"
+    (tmp_path / "mix.yaml").write_text(parts, encoding="utf-8")
+    assert main(["check", str(tmp_path / "mix.yaml"), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "mix.yaml: 8 records are drawn for each epoch\n" in told
+    assert f"  {tmp_path}/x/records.json: 6 drawn from 4 records, 75% of the mixture, weight 1.5\n" in told
+    assert f"  {tmp_path}/y/records.json: 2 drawn from 4 records, 25% of the mixture, weight 0.5\n" in told
+    clean = [read_records(tmp_path / "out" / f"records-{number}.clean.jsonl") for number in (1, 2)]
+    assert [part[0]["id"] for part in clean] == ["x0", "y0"]
+
+
+def test_a_dataset_in_the_folder_one_is_in_is_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "A cat."}', encoding="utf-8")
+    monkeypatch.chdir(folder)
+    assert main(["check", "."]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "metadata.jsonl"]
+    assert main(["check", str(tmp_path / "pets.clean.jsonl"), "--stage", "align"]) == 0
+    assert json.loads((tmp_path / "pets.clean.jsonl").read_text("utf-8"))["image"] == ["pets/a.png"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", json.dumps([record("a", ["What?", ""])])], ids=["nothing", "none", "wrong"])
+def test_data_without_a_good_record_is_an_error(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data.json").write_text(text, encoding="utf-8")
+    assert main(["check", str(tmp_path / "data.json")]) == 2
+    assert f"There is no good record in {tmp_path}/data.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--max-length", "--show"])
+def test_numbers_below_what_makes_sense_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "data.json", option, "-1"])
+    assert f"argument {option}: -1 is too few; give at least" in capsys.readouterr().err
 
 
 def test_answers_that_differ_are_counted_apart() -> None:

@@ -1,6 +1,7 @@
 """A run exported is one standard model that answers as before, with a card for people."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from transformers import LlavaForConditionalGeneration
 
 from finetune import export as exporting
 from finetune.__main__ import main
-from finetune.export import _compare, export
-from llava_app.checkpoints import read_card
+from finetune.export import HUB_LICENCES, _compare, export, origin
+from llava_app.checkpoints import Card, built_in, read_card, revision
 from llava_app.errors import TrainingError
 from llava_app.loading import load
+from llava_app.presets import PRESETS
 
 FAST = ("precision=float32", "global_batch=8", "micro_batch=4", "max_steps=3", "learning_rate=1e-2")
 
@@ -50,6 +52,7 @@ def test_the_model_card_says_where_it_comes_from_and_what_was_measured(base: Pat
     export(train(base, data), Path("out"))
     text = Path("out/README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(text.split("---")[1])["pipeline_tag"] == "image-text-to-text"
+    assert "license" not in yaml.safe_load(text.split("---")[1])
     assert "Base: base (revision " in text
     assert "20 records of records.json" in text
     assert "- learning_rate: 0.01" in text
@@ -64,6 +67,20 @@ def test_the_model_card_says_where_it_comes_from_and_what_was_measured(base: Pat
     text = Path("measured/README.md").read_text(encoding="utf-8")
     assert "- pope: 85.9 % of 9,000 questions, before export" in text
     assert "vibes" not in text
+
+
+def test_the_front_matter_names_base_and_licence_where_they_are_known() -> None:
+    card = Card("mine", "runs/mine", "run", "instruct", "vicuna_v1", "pad")
+    commit, shipped = "0123456789" * 4, revision(Path(built_in().source))
+    known = {
+        ("LLaVA-1.5-7B", commit): ["base_model: llava-hf/llava-1.5-7b-hf", "license: llama2"],
+        ("somebody/llava", commit): ["base_model: somebody/llava"],
+        ("memeworld", shipped): ["license: apache-2.0"],
+        ("LLaVA-1.5-7B", "ab" * 32): [],  # a run of that name
+        ("base", "base"): [],
+    }
+    assert {base: origin(replace(card, base=base[0], base_revision=base[1])) for base in known} == known
+    assert {preset.licence for preset in PRESETS} <= HUB_LICENCES.keys()
 
 
 def test_a_merge_that_changes_the_answers_is_refused() -> None:

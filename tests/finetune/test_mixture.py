@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,25 @@ def test_the_digest_changes_with_a_part(folder: Path) -> None:
     assert digest(path) != before
 
 
+@pytest.mark.parametrize("saved", ["arrow", "parquet"])
+def test_the_digest_of_a_dataset_is_that_of_its_tables(saved: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="reading Hugging Face datasets needs the package datasets")
+    digests = []
+    for answer in ("Yes.", "No!!"):
+        folder = tmp_path / "talk"
+        shutil.rmtree(folder, ignore_errors=True)
+        rows = datasets.Dataset.from_dict({"text": [answer]})
+        if saved == "arrow":
+            rows.save_to_disk(folder)
+        else:
+            folder.mkdir()
+            rows.to_parquet(folder / "train.parquet")
+        digests.append(digest(folder))
+        (folder / "notes.jsonl").write_text("{}", encoding="utf-8")
+        assert digest(folder) == digests[-1]
+    assert digests[0] != digests[1]
+
+
 WRONG = {
     "is no mixture": {"weights": 1},
     "part 1": {"parts": [{"weight": 2}]},
@@ -78,6 +98,11 @@ WRONG = {
     "'wieght'": {"parts": [{"data": "one/a.json", "wieght": 1}]},
     "above 0": {"parts": [{"data": "one/a.json", "count": 0}]},
     "whole number": {"parts": [{"data": "one/a.json", "count": 1.5}]},
+    "above 0.": {"parts": [{"data": "one/a.json", "weight": float("inf")}]},
+    "mixture.yaml: seed is 'a'; it must be a whole": {"parts": [{"data": "one/a.json"}], "seed": "a"},
+    "mixture.yaml: seed is -1": {"parts": [{"data": "one/a.json"}], "seed": -1},
+    "part 1: seed is 'hello'": {"parts": [{"data": "one/a.json", "seed": "hello"}]},
+    "part 1: other.yaml is a mixture, and a part cannot be one": {"parts": [{"data": "other.yaml"}]},
     "cannot be read": {"parts": [{"data": "one/absent.json"}]},
 }
 

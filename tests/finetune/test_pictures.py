@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from finetune.data import pictures
 from finetune.data.pictures import Member, find_pictures, open_picture
 from llava_app.errors import DataError, ImageError
 
@@ -70,7 +71,35 @@ def test_an_archive_that_is_gone_or_cut_short_is_an_image_error(root: Path) -> N
 def test_a_file_that_is_no_archive_is_an_error(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"words" * 200)
     with pytest.raises(DataError, match=f"{name} is no archive or is damaged"):
-        find_pictures(tmp_path)
+        find_pictures(tmp_path / name)
+
+
+def test_an_archive_without_files_is_an_error(tmp_path: Path) -> None:
+    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+    with pytest.raises(DataError, match=r"no file in .*empty\.zip"):
+        find_pictures(tmp_path / "empty.zip")
+
+
+def test_an_archive_of_a_folder_that_cannot_be_read_is_told_and_passed_over(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "words.zip").write_bytes(b"words" * 200)
+    zipfile.ZipFile(root / "empty.zip", "w").close()
+    assert colour(root, "c.png") == (255, 255, 0)
+    (told,) = caplog.messages
+    assert "words.zip is no archive or is damaged" in told
+
+
+def test_archives_are_looked_into_only_for_a_name_that_is_no_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    members = pictures._members
+    monkeypatch.setattr(pictures, "_members", lambda archive: opened.append(archive) or members(archive))
+    found = find_pictures(root)
+    assert found.place("plain.png") == root / "plain.png"
+    assert opened == []
+    found.place("c.png")
+    found.place("coco/train/a.png")
+    assert opened == [root / "coco" / "train.zip", root / "shard.tar"]
 
 
 def test_a_tar_that_is_compressed_as_a_whole_is_refused(tmp_path: Path) -> None:
@@ -82,4 +111,4 @@ def test_a_zip_packed_in_another_way_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "odd.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a.png", b"words")
     with pytest.raises(DataError, match="not deflated"):
-        find_pictures(tmp_path)
+        find_pictures(tmp_path / "odd.zip")

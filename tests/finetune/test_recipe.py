@@ -1,3 +1,5 @@
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -5,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.__main__ import main
+from finetune.__main__ import _new_run, _training_parser, main
 from finetune.recipe import (
     RECIPES,
+    TEMPLATES,
     Recipe,
     all_recipes,
     inherit,
@@ -17,7 +20,8 @@ from finetune.recipe import (
     save_recipe,
     show,
 )
-from llava_app.checkpoints import Card
+from llava_app import prompts
+from llava_app.checkpoints import OWN, Card, built_in
 from llava_app.errors import RecipeError
 
 SMALLEST = {
@@ -35,6 +39,15 @@ def test_every_recipe_of_the_project_is_valid_and_says_where_it_is_from_and_what
     named = named_recipe(path.stem)
     assert all(len(text) > 20 for text in (named.about, named.source, named.needs))
     assert named.recipe.global_batch % named.recipe.micro_batch == 0
+
+
+def test_recipes_for_several_gpus_name_the_configs_that_go_with_them() -> None:
+    fits = {"align": {"ddp", "zero2"}, "instruct": {"fsdp2", "zero3"}}  # the projector alone, the whole model
+    full = [named for named in all_recipes() if named.name.startswith(("llava", "sci")) and not named.recipe.lora_rank]
+    assert len(full) == 7
+    for named in full:
+        assert set(re.findall(r"(\w+)\.yaml", named.needs)) == fits[named.recipe.stage], named.name
+    assert {path.stem for path in (RECIPES / "accelerate").iterdir()} == set().union(*fits.values())
 
 
 def test_a_stage_in_a_recipes_name_is_its_stage() -> None:
@@ -115,6 +128,29 @@ def test_stage_two_does_not_inherit_the_template_of_stage_one() -> None:
         inherit(load_recipe("own_data"), card("align", "plain"))
 
 
+def test_a_model_without_a_card_hands_on_what_its_files_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(built_in().source, folder, ignore=shutil.ignore_patterns("card.json"))
+    asked = ["--name", "mine", "--base", str(folder), "--data", "d.json", "--recipe", "memeworld_several"]
+    run = _new_run("instruct", _training_parser("instruct").parse_args(asked))
+    assert (run.recipe.template, run.recipe.image_mode) == ("vicuna_v1", "pad")
+    assert "inherited from bare: template vicuna_v1" in capsys.readouterr().out
+
+
+def test_what_no_file_of_the_model_shows_is_asked_for() -> None:
+    bare = Card("Eve", "eve", "run", "instruct", OWN, "pad")
+    with pytest.raises(RecipeError, match=r"Eve has no card.*which template .*Give template= one of plain, vicuna_v1"):
+        inherit(load_recipe("own_data"), bare)
+    given, told = inherit(load_recipe("own_data", ["template=qwen"]), bare)
+    assert (given.template, told) == ("qwen", "inherited from Eve: image_mode pad")
+
+
+def test_the_templates_of_recipes_are_those_that_there_are() -> None:
+    assert tuple(prompts.TEMPLATES) == TEMPLATES
+
+
 def test_a_saved_recipe_is_read_back_equal(tmp_path: Path) -> None:
     recipe = recipe_from({**SMALLEST, "max_steps": 7, "learning_rate": 3.3e-5})
     save_recipe(recipe, tmp_path / "mine.yaml")
@@ -138,6 +174,7 @@ def test_max_steps_can_be_taken_back() -> None:
     [
         ("stage", "pretrain", "align or instruct"),
         ("image_mode", "stretch", "pad or crop"),
+        ("template", "foo", "plain or vicuna_v1"),
         ("precision", "float16", "bfloat16 or float32"),
         ("learning_rate", 0.0, "between 1e-08 and 1.0"),
         ("learning_rate", float("nan"), "between"),
@@ -170,6 +207,15 @@ def test_an_override_without_equals_is_refused() -> None:
         load_recipe("memeworld_align", ["epochs"])
 
 
+@pytest.mark.parametrize("override", ["template=[x", "seed=2020-99-99"])
+def test_an_override_that_is_no_yaml_is_refused_in_one_sentence(override: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("own_data", [override])
+    told = str(caught.value)
+    assert told.startswith(f"{override!r} is not YAML: ")
+    assert "\n" not in told
+
+
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(RecipeError, match="llava15_7b_align"):
         load_recipe("llava2")
@@ -178,16 +224,17 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(RecipeError, match="micro_batch"):
-        recipe_from({name: value for name, value in SMALLEST.items() if name != "micro_batch"})
+    with pytest.raises(RecipeError, match=r"^The recipe lacks template, micro_batch\. Give"):
+        recipe_from({name: value for name, value in SMALLEST.items() if name not in ("micro_batch", "template")})
 
 
 @pytest.mark.parametrize("text", ["stage: [align", "just words"])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"broken\.yaml"):
+    with pytest.raises(RecipeError, match=r"broken\.yaml") as caught:
         load_recipe(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_recipe_imports_neither_torch_nor_transformers() -> None:

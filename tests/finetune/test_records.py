@@ -10,6 +10,7 @@ from PIL import Image
 
 from finetune.data import records
 from finetune.data.records import as_record, image_names, open_records, read_records
+from finetune.data.refusals import wrong_record
 from llava_app.errors import DataError
 from tests.finetune.conftest import record
 
@@ -77,6 +78,49 @@ def test_messages_are_read_whether_their_contents_are_text_or_parts() -> None:
     for content in (parts, "What?"):
         read = as_record({"images": ["a.png"], "messages": [{"role": "user", "content": content}, answer]})
         assert (read["image"], read["conversations"]) == (["a.png"], expected)
+
+
+SHOWN = {  # how a part of a message names or holds a picture
+    "OpenAI": ({"type": "image_url", "image_url": {"url": "a.png"}}, "a.png"),
+    "a string": ({"type": "image_url", "image_url": "a.png"}, "a.png"),
+    "a data URL": ({"type": "image_url", "image_url": {"url": "data:image/png;base64,YWJj"}}, b"abc"),
+    "transformers": ({"type": "image", "path": "a.png"}, "a.png"),
+    "a dataset": ({"type": "image", "image": {"bytes": b"abc", "path": None}, "text": None}, b"abc"),
+}
+
+
+@pytest.mark.parametrize(("part", "picture"), SHOWN.values(), ids=SHOWN)
+def test_pictures_in_the_parts_of_messages_are_read(part: dict[str, Any], picture: str | bytes) -> None:
+    content = [part, {"type": "text", "text": "What?", "image": None}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
+    read = as_record({"messages": messages})
+    assert (read["image"], read["conversations"][0]["value"]) == ([picture], "<image>\nWhat?")
+    assert wrong_record(read, "align") is None
+
+
+REFUSED: dict[str, Any] = {  # reason: content of the question
+    "of type 'input_audio'": [{"type": "input_audio", "input_audio": {}}, {"type": "text", "text": "What?"}],
+    "of type 'text'": [{"type": "text", "text": None}],
+    "a part of a message that is no object": ["What?"],
+    "message N has no text": None,
+    "a picture at a web address": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}],
+    "hold N <image> but there are N": [{"type": "image"}, {"type": "text", "text": "What?"}],
+}
+
+
+@pytest.mark.parametrize(("reason", "content"), REFUSED.items(), ids=REFUSED)
+def test_a_message_that_is_not_understood_whole_is_refused(reason: str, content: Any) -> None:
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
+    pictures = {"image": "a.png"} if content is None else {}
+    refusal = wrong_record(as_record({**pictures, "messages": messages}), "instruct")
+    assert refusal is not None
+    assert reason in refusal.reason
+
+
+def test_a_data_url_is_a_picture_of_any_layout() -> None:
+    turns = record("a", ["What?", "A cat."], ["a.png"])["conversations"]
+    held = [as_record({"image": url, "conversations": turns})["image"] for url in ("data:,YWJj", "data:,?")]
+    assert held == [[b"abc"], [b"no base64"]]
 
 
 def test_a_llava_record_stays_as_it_is() -> None:
