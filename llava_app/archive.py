@@ -5,6 +5,7 @@ import json
 import stat
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ MAX_TOTAL = 256_000_000  # bytes of all files, unpacked
 MAX_TURNS = 500
 
 
-def pack(conversation: Conversation) -> bytes:
-    """A zip file of a finished conversation. ValueError when its last turn is open or it has none."""
+def pack(conversation: Conversation, *, typed: Callable[[str], str], written: Callable[[str], str]) -> bytes:
+    """A zip file of a finished conversation; see `markdown`. ValueError when its last turn is open or it has none."""
     names = [f"pictures/{number}.png" for number in range(1, len(conversation.pictures) + 1)]
     record = to_record(conversation, "conversation", names)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(RECORD, json.dumps([record], ensure_ascii=False, indent=2))
-        archive.writestr(MARKDOWN, markdown(conversation, names))
+        archive.writestr(MARKDOWN, markdown(conversation, names, typed=typed, written=written))
         for name, picture in zip(names, conversation.pictures, strict=True):
             archive.writestr(zipfile.ZipInfo(name), _png(picture))
     return file.getvalue()
@@ -64,14 +65,19 @@ def unpack(path: Path) -> Conversation:
     return conversation
 
 
-def markdown(conversation: Conversation, names: list[str]) -> str:
-    """The conversation to read; `names` are the files of its pictures, in order."""
+def markdown(
+    conversation: Conversation, names: list[str], *, typed: Callable[[str], str], written: Callable[[str], str]
+) -> str:
+    """The conversation to read; `names` are the files of its pictures, in order.
+
+    `typed` and `written` make Markdown of what a person typed and a model wrote, so that no viewer fetches anything.
+    """
     remaining = iter(names)
-    parts = [] if conversation.system is None else [f"*System prompt: {conversation.system}*"]
+    parts = [] if conversation.system is None else [f"*System prompt: {typed(conversation.system)}*"]
     for turn in conversation.turns:
-        parts.append(f"**Question:** {turn.question}".strip())
+        parts.append(f"**Question:** {typed(turn.question)}".strip())
         parts += [f"![]({next(remaining)})" for _ in turn.images]
-        parts.append(f"**Answer:** {turn.answer or ''}".strip())
+        parts.append(f"**Answer:** {written(turn.answer or '')}".strip())
     return "\n\n".join(parts) + "\n"
 
 

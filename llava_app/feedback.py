@@ -5,6 +5,7 @@ FOLDER/disliked.jsonl  answers somebody disliked, kept apart so that nothing lea
 FOLDER/pictures/       the pictures of both, each once
 """
 
+import errno
 import json
 import os
 import secrets
@@ -18,8 +19,13 @@ from filelock import FileLock
 from llava_app.conversation import Conversation, to_record
 from llava_app.errors import DataError
 from llava_app.images import Picture
+from llava_app.lines import append_line
 
 MOST_BYTES = 4_000_000_000
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, none for this user, none for so large a file
+NO_ROOM = (
+    "The disk of this page is full, so your vote was not kept. Whoever runs the page can make room; then vote again."
+)
 RECORDS = {"up": "records.jsonl", "corrected": "records.jsonl", "down": "disliked.jsonl"}
 
 
@@ -37,21 +43,24 @@ class Feedback:
 
         `vote`: "up", "down" or "corrected", where `answer` is what the model had answered. The record with the id
         `replaces` goes, so that a person who thinks again is counted once. ValueError when the last turn is open,
-        DataError when the folder is full.
+        DataError when the folder or the disk is full: then the records are as they were.
         """
         conversation = conversation.spread()  # training knows pictures
         identifier = secrets.token_hex(8)
         record = to_record(conversation, identifier, [_file_name(picture) for picture in conversation.pictures])
         about = {"vote": vote, "model": model, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         record["feedback"] = about | ({"answer": answer} if vote == "corrected" else {})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
-            self._check_room()
-            for picture in conversation.pictures:
-                self._keep_picture(picture)
-            self._append(self.folder / RECORDS[vote], record)
-            if replaces:  # only now: who is killed in between has it twice, not lost
-                self._drop(replaces)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock"):
+                self._check_room()
+                for picture in conversation.pictures:
+                    self._keep_picture(picture)
+                self._add(self.folder / RECORDS[vote], record, replaces)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise DataError(NO_ROOM) from error
         return identifier
 
     def _check_room(self) -> None:
@@ -70,24 +79,23 @@ class Feedback:
             picture.image.save(temporary, "PNG")
             os.replace(temporary, path)
 
-    def _append(self, path: Path, record: dict[str, Any]) -> None:
-        """One line in one write, so that a reader never sees half of it."""
-        line = json.dumps(record, ensure_ascii=False) + "\n"
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    def _add(self, path: Path, record: dict[str, Any], replaces: str | None) -> None:
+        before = append_line(path, json.dumps(record, ensure_ascii=False))
+        if not replaces:
+            return
         try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)
+            self._drop(replaces)  # only now: who is killed in between has it twice, not lost
+        except OSError:
+            os.truncate(path, before)
+            raise
 
     def _drop(self, identifier: str) -> None:
         for name in set(RECORDS.values()):
             path = self.folder / name
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-            kept = [line + "\n" for line in lines if json.loads(line)["id"] != identifier]
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if _identifier(line) != identifier]
             if len(kept) < len(lines):
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(kept), encoding="utf-8")
-                os.replace(temporary, path)
+                _replace(path, b"".join(kept))
 
 
 def judged(conversation: Conversation, turn: int, answer: str | None = None) -> Conversation:
@@ -96,6 +104,24 @@ def judged(conversation: Conversation, turn: int, answer: str | None = None) -> 
     if answer is not None:
         turns = (*turns[:-1], replace(turns[-1], answer=answer, finish="stop"))
     return replace(conversation, turns=turns)
+
+
+def _identifier(line: bytes) -> str | None:
+    """The id of a record; None of a line that is none, which a crash cut short."""
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _file_name(picture: Picture) -> str:

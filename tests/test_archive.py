@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from llava_app.archive import markdown, pack, unpack
 from llava_app.conversation import Conversation
 from llava_app.errors import DataError, ImageError
 from llava_app.images import Picture
+from llava_app.ui.display import as_typed, as_written
+
+AS_SHOWN = {"typed": as_typed, "written": as_written}
 
 RECORD = {
     "id": "1",
@@ -36,7 +40,7 @@ def zipped(folder: Path, files: dict[str, bytes | str]) -> Path:
 def test_a_conversation_comes_back_from_its_zip_file(tmp_path: Path, pictures: list[Picture]) -> None:
     talk = Conversation(system="Be brief.").ask("What <image>?", pictures[:2]).answer("Ä cat.", "length")
     talk = talk.ask("And this?", pictures[2:]).answer("A dog.")
-    (tmp_path / "talk.zip").write_bytes(pack(talk))
+    (tmp_path / "talk.zip").write_bytes(pack(talk, **AS_SHOWN))
     back = unpack(tmp_path / "talk.zip")
     assert back.system == talk.system
     assert [(t.question, t.answer) for t in back.turns] == [("What <image>?", "Ä cat."), ("And this?", "A dog.")]
@@ -45,9 +49,18 @@ def test_a_conversation_comes_back_from_its_zip_file(tmp_path: Path, pictures: l
 
 def test_the_zip_file_can_be_read_by_people(pictures: list[Picture]) -> None:
     talk = Conversation().ask("What?", pictures[:1]).answer("A cat.")
-    assert markdown(talk, ["pictures/1.png"]) == "**Question:** What?\n\n![](pictures/1.png)\n\n**Answer:** A cat.\n"
-    names = zipfile.ZipFile(io.BytesIO(pack(talk))).namelist()
+    shown = markdown(talk, ["pictures/1.png"], **AS_SHOWN)
+    assert shown == "**Question:** What?\n\n![](pictures/1.png)\n\n**Answer:** A cat.\n"
+    names = zipfile.ZipFile(io.BytesIO(pack(talk, **AS_SHOWN))).namelist()
     assert names == ["conversation.json", "conversation.md", "pictures/1.png"]
+
+
+def test_what_people_read_shows_no_picture_but_those_in_the_zip_file(pictures: list[Picture]) -> None:
+    spy = "![a](http://elsewhere.example/a.png) <img src=http://elsewhere.example/b.png>"
+    talk = Conversation(system=spy).ask(spy, pictures[:1]).answer(spy)
+    read = markdown(talk, ["pictures/1.png"], **AS_SHOWN)
+    assert re.findall(r"(?<!\\)!\[[^\n]*?\]\((.*?)\)", read) == ["pictures/1.png"]
+    assert "<" not in read
 
 
 def test_a_record_made_by_hand_is_taken(tmp_path: Path, pictures: list[Picture]) -> None:

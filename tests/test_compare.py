@@ -16,6 +16,7 @@ from llava_app.ui import compare as tab
 from llava_app.ui.compare import Compare, Match
 from llava_app.ui.models import Models, Ready
 from llava_app.ui.votes import VERDICTS, Vote, Votes
+from tests.disks import room_for
 
 PATIENCE = 30  # s
 SETTINGS = (0.0, 16.0)  # temperature, longest answer
@@ -225,6 +226,16 @@ def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
     votes.add(Vote("a", "b", "right", blind=True))
     assert votes.tally("a", "b") == {"left": 1, "right": 1}
     assert len(path.read_bytes().splitlines()) == 3
+
+
+def test_a_vote_for_which_the_disk_has_no_room_leaves_nothing(tmp_path: Path) -> None:
+    votes = Votes(tmp_path / "compare.jsonl")
+    votes.add(Vote("a", "b", "left", blind=True))
+    with room_for(tmp_path / "compare.jsonl", 20), pytest.raises(OSError, match="No space"):
+        votes.add(Vote("a", "b", "left", blind=True))
+    votes.add(Vote("a", "b", "right", blind=True))
+    assert votes.tally("a", "b") == {"left": 1, "right": 1}
+    assert len((tmp_path / "compare.jsonl").read_bytes().splitlines()) == 2
 
 
 def test_a_verdict_that_does_not_exist_is_refused() -> None:

@@ -11,6 +11,7 @@ from llava_app.conversation import Conversation, from_record
 from llava_app.errors import DataError
 from llava_app.feedback import Feedback, judged
 from llava_app.images import Picture, open_image
+from tests.disks import room_for
 
 
 def lines(path: Path) -> list[dict]:
@@ -79,3 +80,39 @@ def test_a_full_folder_takes_no_more_and_keeps_what_it_has(tmp_path: Path, talk:
         Feedback(tmp_path, most_bytes=100).keep(talk, "down", model="Tiny")
     assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == kept
     assert not (tmp_path / "disliked.jsonl").exists()
+
+
+def test_a_vote_for_which_the_disk_has_no_room_is_refused_by_name_and_leaves_nothing(tmp_path: Path) -> None:
+    feedback, path = Feedback(tmp_path), tmp_path / "records.jsonl"
+    asked = [Conversation().ask(f"Which? {number}").answer("This one.") for number in range(3)]
+    feedback.keep(asked[0], "up", model="Tiny")
+    with room_for(path, 100), pytest.raises(DataError, match="disk of this page is full, so your vote was not kept"):
+        feedback.keep(asked[1], "up", model="Tiny")
+    feedback.keep(asked[2], "up", model="Tiny")
+    assert [record["conversations"][0]["value"] for record in lines(path)] == ["Which? 0", "Which? 2"]
+
+
+def test_a_change_of_mind_for_which_there_is_no_room_changes_nothing(tmp_path: Path) -> None:
+    feedback, path = Feedback(tmp_path), tmp_path / "records.jsonl"
+    talk = Conversation().ask("Which?").answer("This one.")
+    for _ in range(9):
+        first = feedback.keep(talk, "up", model="Tiny")
+    before = path.read_bytes()
+    feedback.keep(talk, "down", model="Tiny")
+    with room_for(tmp_path / "disliked.jsonl", 1000), pytest.raises(DataError, match="disk"):
+        feedback.keep(talk, "down", model="Tiny", replaces=first)
+    assert (path.read_bytes(), len(lines(tmp_path / "disliked.jsonl"))) == (before, 1)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_record_that_a_crash_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    feedback, path = Feedback(tmp_path), tmp_path / "records.jsonl"
+    talk = Conversation().ask("Wähle!").answer("This one.")
+    feedback.keep(talk, "up", model="Tiny")
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: whole.index("ä".encode()) + 1])  # in the middle of a letter
+    second = feedback.keep(talk, "up", model="Tiny")
+    third = feedback.keep(talk, "corrected", model="Tiny", replaces=second)
+    one, cut, two = path.read_bytes().splitlines()
+    assert (one + b"\n", cut) == (whole, whole[: len(cut)])
+    assert json.loads(two)["id"] == third

@@ -6,6 +6,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from finetune.__main__ import VERBS, _training_parser
 from finetune.memeworld.cli import STEPS
@@ -58,6 +60,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert "pip install -r requirements-dev.txt && python -m pytest" in README
     assert "-r requirements-dev.txt" in script
     assert "python -m pytest" in script
+    assert ".ci/audit ||" in script  # as the README says, what it finds stops no change
 
 
 def test_the_front_matter_is_what_a_space_takes() -> None:
@@ -65,3 +68,11 @@ def test_the_front_matter_is_what_a_space_takes() -> None:
     assert matter["sdk"] == "gradio"
     assert (ROOT / matter["app_file"]).exists()
     assert len(matter["short_description"]) <= 60
+    assert matter["python_version"] == "3.12.12"  # the one on ZeroGPU that the page runs on; the other is 3.10.13
+
+
+def test_requirements_take_a_torch_that_zero_gpu_has() -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    torch = next(Requirement(line.split("#")[0]) for line in lines if line.startswith("torch"))
+    newest = max(torch.specifier.filter(["2.8.0", "2.11.0", "2.12.1", "2.13.0", "2.14.0"]), key=Version)
+    assert newest == "2.13.0"

@@ -15,8 +15,10 @@ from gradio.data_classes import PredictBodyInternal
 from gradio.route_utils import FnIndexInferError
 from gradio.state_holder import SessionState
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, is_http_url_like, traverse
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from llava_app.errors import BusyError
 from llava_app.ui.door import NO_ERRANDS
 
 NO_EVENT = "There is no such event. Load the page anew."
@@ -134,8 +136,13 @@ def _refusal(code: int, text: str) -> Callable[..., Response]:
     return lambda *_: JSONResponse({"detail": text}, code)
 
 
-# What Gradio and FastAPI raise, the latter's own answer being a fault where the body holds NaN.
+def _busy(_: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": str(error)}, 429)
+
+
+# What Gradio and FastAPI raise, the latter's own answer being a fault where the body holds NaN, and our passwords.
 HANDLERS: dict[Any, Callable[..., Response]] = {
     FnIndexInferError: _refusal(404, NO_EVENT),
     RequestValidationError: _refusal(400, NOT_TAKEN),
+    BusyError: _busy,
 }

@@ -21,7 +21,7 @@ from llava_app.archive import pack, unpack
 from llava_app.conversation import FINISHES, Conversation, Turn
 from llava_app.errors import DataError
 from llava_app.ui.asked import Tab
-from llava_app.ui.display import Notes, Talk, messages
+from llava_app.ui.display import Notes, Talk, as_typed, as_written, messages
 from llava_app.ui.handlers import MAX_CHARACTERS, explain
 from llava_app.ui.live import Live
 
@@ -104,7 +104,7 @@ class Conversations:
             return gr.skip()
         talk = self.live.get(talk.key) or talk  # with what an answer that is coming has written
         file = Path(tempfile.mkdtemp(dir=get_upload_folder())) / "conversation.zip"
-        file.write_bytes(pack(talk.conversation))
+        file.write_bytes(pack(talk.conversation, typed=as_typed, written=as_written))
         return gr.update(value=str(file))
 
     def take_in(self, file: str | None, tab: Tab, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:

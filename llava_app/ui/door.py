@@ -9,6 +9,7 @@ import gradio as gr
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llava_app.limits import Limits, Rate
+from llava_app.passwords import ADDRESS
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -38,6 +39,7 @@ class Door:
             await _answer(scope, *refused)(scope, receive, send)
             return
         address = _address(scope)
+        ADDRESS.set(address)
         self._open[address] += 1
         try:
             await self._let_in(scope, receive, send)

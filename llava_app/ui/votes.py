@@ -1,12 +1,14 @@
 """Which of two models people liked better: a line of JSON for each vote, and their sum."""
 
 import json
-import os
-import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import FileLock
+
+from llava_app.lines import append_line
 
 VERDICTS = ("left", "right", "tie", "neither")
 
@@ -26,22 +28,17 @@ class Vote:
 
 
 class Votes:
-    """The votes in a file. Methods may be called from any thread."""
+    """The votes in a file, which several pages may share. Methods may be called from any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
 
     def add(self, vote: Vote) -> None:
         """Write one line, whole or not at all as far as a reader can tell. Raises OSError when it cannot be kept."""
         line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds")} | asdict(vote), ensure_ascii=False)
-        with self._lock:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab+", buffering=0) as file:
-                file.seek(max(0, file.tell() - 1))
-                begin = b"" if file.read(1) in (b"", b"\n") else b"\n"  # after a line that a crash cut short
-                file.write(begin + line.encode() + b"\n")
-                os.fsync(file.fileno())
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._path.with_suffix(".lock")):
+            append_line(self._path, line)
 
     def tally(self, one: str, other: str) -> Counter[str]:
         """How often `one` ("left") or `other` ("right") was better, whichever side it stood on; ties and neithers."""

@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from finetune.output import Output
 from finetune.recipe import Recipe, save_recipe
 from llava_app.checkpoints import find
 from llava_app.errors import TrainingError
+from tests.disks import files_of_at_most
 
 resource = pytest.importorskip("resource", reason="Windows cannot limit the size of a file")
 
@@ -35,17 +36,6 @@ def exact(tower: Path, language: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assemble(tower, language, tmp_path / "base", dtype=torch.float32)
     return tmp_path / "base"
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Real writes beyond that fail, with EFBIG instead of ENOSPC."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def in_little_room(real: Callable[..., Any], *, call: int, size: int) -> Callable[..., Any]:

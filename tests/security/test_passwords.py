@@ -5,11 +5,18 @@ import hmac
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
+import httpx
 import pytest
+from gradio.routes import App
+from starlette.middleware import Middleware
 
 from llava_app import passwords
-from llava_app.errors import UserError
-from llava_app.passwords import LONGEST_WAIT, Passwords, read_passwords
+from llava_app.errors import BusyError, UserError
+from llava_app.limits import PUBLIC
+from llava_app.passwords import ADDRESS, LONGEST_WAIT, MOST_WAITING, Passwords, read_passwords
+from llava_app.ui.calls import HANDLERS
+from llava_app.ui.door import Door
 from tests.loops import run
 from tests.openai_server import openai_server
 from tests.security.visitor import Visitor
@@ -36,27 +43,86 @@ def test_a_wrong_password_is_answered_late_and_later_each_time(monkeypatch: pyte
     assert waits == [0.5, 1.0, 2.0, 4.0, LONGEST_WAIT, LONGEST_WAIT, LONGEST_WAIT, 0.5, 0.5]
 
 
-def test_guesses_at_a_name_go_one_after_the_other_and_others_come_in_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    sleeping: list[int] = []
+class Held:
+    """A sleep that lasts until it is let go, and counts who sleeps."""
 
-    async def guess() -> list[int]:
-        release = asyncio.Event()
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.released = asyncio.Event()
 
-        async def sleep(_: float) -> None:
-            sleeping.append(1)
-            await release.wait()
+    async def __call__(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        await self.released.wait()
 
-        monkeypatch.setattr(passwords, "sleep", sleep)
+
+async def guess_at(known: Passwords, name: str, times: int) -> list[asyncio.Task[bool]]:
+    guesses = [asyncio.create_task(known.check(name, "x")) for _ in range(times)]
+    await asyncio.sleep(0)
+    return guesses
+
+
+def test_guesses_at_a_name_go_one_after_the_other_and_the_right_password_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def guess() -> None:
+        held = Held()
+        monkeypatch.setattr(passwords, "sleep", held)
         known = Passwords({"me": PASSWORD, "you": PASSWORD})
-        guesses = [asyncio.create_task(known.check("me", "x")) for _ in range(20)]
-        await asyncio.sleep(0)
+        guesses = await guess_at(known, "me", MOST_WAITING - 1)
         assert await known.check("you", PASSWORD)
-        at_once = len(sleeping)
-        release.set()
-        await asyncio.gather(*guesses)
-        return [at_once, len(sleeping)]
+        assert await known.check("me", PASSWORD)
+        assert len(held.waits) == 1
+        held.released.set()
+        assert await asyncio.gather(*guesses) == [False] * len(guesses)
+        assert len(held.waits) == len(guesses)
 
-    assert run(guess()) == [1, 20]
+    run(guess())
+
+
+def test_who_has_many_guesses_waiting_is_refused_unseen_and_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def guess() -> None:
+        held = Held()
+        monkeypatch.setattr(passwords, "sleep", held)
+        known = Passwords({"me": PASSWORD})
+        ADDRESS.set("198.51.100.77")
+        guesses = await guess_at(known, "me", MOST_WAITING)
+        for word in ("y", PASSWORD):
+            with pytest.raises(BusyError, match=f"{MOST_WAITING} wrong passwords for this name wait"):
+                await known.check("me", word)
+        ADDRESS.set("192.0.2.1")
+        assert await known.check("me", PASSWORD)
+        held.released.set()
+        assert await asyncio.gather(*guesses) == [False] * len(guesses)
+        ADDRESS.set("198.51.100.77")
+        assert await known.check("me", PASSWORD)
+
+    run(guess())
+
+
+def test_how_late_the_answer_is_follows_from_the_guesses_of_the_same_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def guess() -> list[float]:
+        held = Held()
+        held.released.set()
+        monkeypatch.setattr(passwords, "sleep", held)
+        known = Passwords({"me": PASSWORD})
+        for address in ("198.51.100.77", "198.51.100.77", "192.0.2.1"):
+            ADDRESS.set(address)
+            assert not await known.check("me", "x")
+        return held.waits
+
+    assert run(guess()) == [0.5, 1.0, 0.5]
+
+
+def test_only_so_many_guessers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def guess() -> int:
+        known = Passwords({"me": PASSWORD})
+        for number in range(5):
+            ADDRESS.set(str(number))
+            assert await known.check("me", PASSWORD)
+        return len(known._guesses)
+
+    monkeypatch.setattr(passwords, "MOST_GUESSERS", 3)
+    assert run(guess()) == 3
 
 
 def test_passwords_are_compared_in_constant_time_for_names_that_there_are_and_others(
@@ -134,3 +200,32 @@ def test_with_the_password_the_page_answers(locked: str) -> None:
         assert me.http.get("config").status_code == 401
         assert me.http.post("login", data={"username": "me", "password": PASSWORD}).status_code == 200
         assert "Fine." in me.ask("What?").everything
+
+
+def test_guesses_from_one_address_are_refused_in_words_and_keep_nobody_else_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Through the page's own door and Gradio's login."""
+
+    async def visit() -> None:
+        held = Held()
+        monkeypatch.setattr(passwords, "sleep", held)
+        with gr.Blocks() as page:
+            page.auth = Passwords({"me": PASSWORD}).check
+        doors = {"middleware": [Middleware(Door, limits=PUBLIC)], "exception_handlers": HANDLERS}
+        app = App.create_app(page, app_kwargs=doors)
+
+        async def log_in(address: str, password: str) -> httpx.Response:
+            there = httpx.ASGITransport(app, client=(address, 1))
+            async with httpx.AsyncClient(transport=there, base_url="http://page") as client:
+                return await client.post("/login", data={"username": "me", "password": password})
+
+        guesses = [asyncio.create_task(log_in("198.51.100.77", "x")) for _ in range(MOST_WAITING + 1)]
+        done, waiting = await asyncio.wait(guesses, return_when=asyncio.FIRST_COMPLETED)
+        refused = done.pop().result()
+        assert (refused.status_code, "Try again when" in refused.json()["detail"]) == (429, True)
+        assert (await log_in("192.0.2.1", PASSWORD)).status_code == 200
+        held.released.set()
+        assert {(await guess).status_code for guess in waiting} == {400}
+
+    run(visit())

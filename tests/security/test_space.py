@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from llava_app.__main__ import main
-from llava_app.checkpoints import Card, built_in
+from llava_app.checkpoints import Card, built_in, read_card, write_card
 from llava_app.cli import space
 from llava_app.cli.space import space_files, start_with
 from llava_app.conversation import Conversation
@@ -37,6 +38,9 @@ def model(tiny_card: Card, tmp_path: Path) -> Path:
     for name in ("state", "job"):
         (folder / name).mkdir()
         (folder / name / "large.bin").write_bytes(b"x")
+    for name in (".env", "secret.token", ".secrets/mine.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(TOKEN)
     return folder
 
 
@@ -45,8 +49,38 @@ def test_the_files_of_the_space_are_the_page_and_the_chosen_model(model: Path) -
     assert {"app.py", "README.md", "requirements.txt", "llava_app/ui/page.py", "runs/tiny/card.json"} < names
     assert "llava_app/demo/memeworld/card.json" in names
     assert not [name for name in names if name.startswith(("finetune", "tests", ".")) or "__pycache__" in name]
-    assert not [name for name in names if "large.bin" in name]
+    assert not [name for name in names if "large.bin" in name or "secret" in name]
     assert not [name for name in space_files(None) if name.startswith("runs/")]
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+def test_what_is_somebodys_own_stays_here(in_git: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = ("app.py", "llava_app/ui/page.css", "examples/questions.json")
+    own = ("llava_app/.env", "examples/secret.token", ".git.json", "llava_app/.ssh/key.json", "llava_app/state/a.json")
+    for name in (*pages, *own):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(TOKEN)
+    monkeypatch.setattr(space, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    if in_git:
+        for command in (("init", "-q"), ("add", *pages)):
+            subprocess.run(["git", *command], cwd=tmp_path, check=True)
+        (tmp_path / "examples" / "untracked.json").write_text(TOKEN)
+    assert set(space_files(None)) == set(pages)
+
+
+def test_every_file_of_the_page_is_of_a_kind_that_a_folder_without_git_uploads() -> None:
+    assert {path for path in space._tracked() if "__pycache__" not in path.parts} <= set(space._released())
+
+
+def test_a_model_comes_with_everything_that_its_card_names(model: Path) -> None:
+    (model / "log.jsonl").write_text("{}")
+    for name in ("state", "job", ".secrets"):
+        shutil.rmtree(model / name)
+    for name in (".env", "secret.token"):
+        (model / name).unlink()
+    write_card(model, read_card(model))
+    assert "runs/tiny/log.jsonl" in space_files(space.find(str(model)))
 
 
 def test_a_model_is_named_as_it_lies_there(model: Path) -> None:
@@ -76,6 +110,20 @@ class Hub(BaseHTTPRequestHandler):
 
     sent: dict[str, Any]
 
+    def do_GET(self) -> None:
+        if self.path.endswith("/variables"):
+            self._reply({key: {"value": value} for key, value in self.sent["variables"].items()})
+        else:
+            there = self.sent.get("there", [])
+            self._reply([{"type": "file", "path": path, "size": 0, "oid": "0"} for path in there])
+
+    def do_DELETE(self) -> None:
+        self.sent["variables"].pop(self._body()["key"])
+        self._reply({})
+
+    def _body(self) -> dict[str, Any]:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)))
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         if self.path.endswith("/repos/create"):
@@ -88,15 +136,19 @@ class Hub(BaseHTTPRequestHandler):
             lines = [json.loads(line) for line in body.splitlines()]
             added = [line["value"] for line in lines if line["key"] == "file"]
             self.sent["files"] = {one["path"]: base64.b64decode(one["content"]) for one in added}
+            self.sent["gone"] = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
             address = f"http://{self.headers['Host']}/spaces/me/llava/commit/1"
             self._reply({"commitUrl": address, "commitOid": "1", "success": True})
+        elif self.path.endswith("/variables"):
+            variable = json.loads(body)
+            self.sent["variables"][variable["key"]] = variable["value"]
+            self._reply({})
         else:
-            self.sent[self.path] = json.loads(body)
             self._reply({})
 
-    def _reply(self, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
+    def _reply(self, body: Any) -> None:
         code = 200 if self.headers["Authorization"] == f"Bearer {TOKEN}" else 401
+        data = json.dumps(body if code == 200 else {}).encode()
         self.send_response(code)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -108,7 +160,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    sent: dict[str, Any] = {}
+    sent: dict[str, Any] = {"variables": {}}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneHub", (Hub,), {"sent": sent}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -129,10 +181,29 @@ def test_the_upload_sends_the_files_and_says_with_which_model_to_start(
     assert main(["space", "llava", "--model", "tiny", "--runs", str(model.parent)]) == 0
     assert (hub["create"]["name"], hub["create"]["type"], hub["create"]["sdk"]) == ("llava", "space", "gradio")
     assert hub["files"] == {name: file.read_bytes() for name, file in space_files(space.find(str(model))).items()}
-    assert hub["/api/spaces/me/llava/variables"] == {"key": "LLAVA_FLAGS", "value": "--model runs/tiny"}
+    assert hub["variables"] == {"LLAVA_FLAGS": "--model runs/tiny"}
     told = capsys.readouterr().out
     assert "/spaces/me/llava" in told
     assert TOKEN not in told
+
+
+def test_another_upload_takes_the_old_model_away_and_leaves_what_is_the_owners(
+    hub: dict[str, Any], model: Path
+) -> None:
+    hub["variables"]["LLAVA_FLAGS"] = "--feedback --model runs/tiny --metrics"
+    hub["there"] = [".gitattributes", "packages.txt", "app.py", "llava_app/left.py", "runs/tiny/card.json"]
+    assert main(["space", "llava"]) == 0
+    assert hub["gone"] == {"llava_app/left.py", "runs/tiny/card.json"}
+    assert hub["variables"] == {"LLAVA_FLAGS": "--feedback --metrics"}
+    assert main(["space", "llava", "--model", "tiny", "--runs", str(model.parent)]) == 0
+    assert hub["gone"] == {"llava_app/left.py"}
+    assert hub["variables"] == {"LLAVA_FLAGS": "--feedback --metrics --model runs/tiny"}
+
+
+def test_a_space_that_had_a_model_alone_is_left_without_flags(hub: dict[str, Any]) -> None:
+    hub["variables"]["LLAVA_FLAGS"] = "--model runs/tiny"
+    assert main(["space", "llava"]) == 0
+    assert hub["variables"] == {}
 
 
 def test_a_login_is_written_into_what_is_uploaded_and_nowhere_else(hub: dict[str, Any]) -> None:
@@ -147,7 +218,7 @@ def test_a_login_is_written_into_what_is_uploaded_and_nowhere_else(hub: dict[str
 
 def test_a_dry_run_sends_nothing(hub: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["space", "llava", "--dry-run"]) == 0
-    assert (hub, "llava_app/ui/page.py" in capsys.readouterr().out.splitlines()) == ({}, True)
+    assert (hub, "llava_app/ui/page.py" in capsys.readouterr().out.splitlines()) == ({"variables": {}}, True)
 
 
 def test_a_refusal_of_the_hub_is_told_without_the_token(
