@@ -1,5 +1,6 @@
 import html
 import re
+from copy import deepcopy
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
 from llava_app.engine.watch import Snapshot, Wait
 from llava_app.images import Picture
+from llava_app.ui.compare import Match
 from llava_app.ui.display import Notes, Talk, activity, choices, doing, messages, status
 from llava_app.ui.markdown import as_typed, as_written
 
@@ -135,6 +137,13 @@ def tokens(markdown: str) -> list[Token]:
 )
 def test_a_question_is_shown_character_for_character(typed: str, shown: str) -> None:
     assert as_typed(typed) == shown
+
+
+def test_a_copy_that_gradio_makes_of_a_talk_has_a_key_of_its_own() -> None:
+    begun = talk(("q", "a", "stop"))
+    copies = {deepcopy(begun).key for _ in range(3)} | {copy.key for copy in deepcopy(Match()).talks}
+    assert len(copies | {begun.key}) == 6
+    assert deepcopy(begun) == begun
 
 
 def test_text_keeps_its_indentation_by_going_as_a_dictionary() -> None:

@@ -70,6 +70,10 @@ class Talk:
     notes: tuple[Notes, ...] = ()
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16), compare=False)  # who knows it may read it
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same under a key of its own: so Gradio makes what each session begins with of what it was built with."""
+        return replace(self, key=secrets.token_urlsafe(16))
+
     def ask(self, question: str, pictures: tuple[Picture, ...]) -> Self:
         """The talk with an open turn."""
         return replace(self, conversation=self.conversation.ask(question, pictures))
