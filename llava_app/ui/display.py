@@ -62,17 +62,21 @@ class Notes:
     record: str | None = None  # the id under which the vote is kept
 
 
+def new_key() -> str:
+    return secrets.token_urlsafe(16)
+
+
 @dataclass(frozen=True)
 class Talk:
     """One of a person's conversations as the server keeps it, with notes about each of its answers."""
 
     conversation: Conversation = field(default_factory=Conversation)
     notes: tuple[Notes, ...] = ()
-    key: str = field(default_factory=lambda: secrets.token_urlsafe(16), compare=False)  # who knows it may read it
+    key: str = field(default_factory=new_key, compare=False)  # who knows it may read it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """The same under a key of its own: so Gradio makes what each session begins with of what it was built with."""
-        return replace(self, key=secrets.token_urlsafe(16))
+        return replace(self, key=new_key())
 
     def ask(self, question: str, pictures: tuple[Picture, ...]) -> Self:
         """The talk with an open turn."""

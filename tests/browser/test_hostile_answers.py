@@ -57,7 +57,8 @@ BETWEEN_CODE = (
     f"``x`{PART}`y``\n\n    z {PART}",
     f"    ```\n\n{PART}\n\n    ```",
     f"- ```\n\n{PART}\n\n> ~~~\n\n{PART}\n~~~\n{PART}",
-    f"````\n```\n````\n{PART}\n```mermaid\ngraph LR\n a[{PART}] --> b\n```\n> ```mermaid\n> graph LR\n> a[{PART}] --> b\n> ```",
+    f"````\n```\n````\n{PART}\n```mermaid\ngraph LR\n a[{PART}] --> b\n```",
+    f"> ```mermaid\n> graph LR\n> a[{PART}] --> b\n> ```",
     f'[x]: u "\n\n```\n"\n{PART}\n```\n![x] ![x][x] [^1]\n\n[^1]: {PART}',
 )
 CODE = """Python:
