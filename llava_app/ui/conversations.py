@@ -100,9 +100,8 @@ class Conversations:
 
     def export(self, talk: Talk) -> Any:
         """The open conversation as a zip file to download."""
-        talk = (
-            self.live.get(talk.key) or talk
-        )  # with what an answer that is coming has written; none if the first failed
+        # With what an answer that is coming has written, and without a first question that just failed.
+        talk = self.live.get(talk.key) or talk
         if not talk.conversation.turns:
             gr.Info("There is nothing to export yet. Ask something first.")
             return gr.skip()
