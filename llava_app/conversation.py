@@ -29,9 +29,9 @@ class Turn:
     finish: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "question", _well_formed(self.question))
+        object.__setattr__(self, "question", well_formed(self.question))
         if self.answer is not None:
-            object.__setattr__(self, "answer", _well_formed(self.answer))
+            object.__setattr__(self, "answer", well_formed(self.answer))
         if self.finish is not None and self.finish not in FINISHES:
             raise ValueError(f"finish is {self.finish!r}; it must be one of {', '.join(FINISHES)}")
         if self.finish is not None and self.answer is None:
@@ -52,7 +52,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         if self.system is not None:
-            object.__setattr__(self, "system", _well_formed(self.system))
+            object.__setattr__(self, "system", well_formed(self.system))
         for number, turn in enumerate(self.turns[:-1], start=1):
             if turn.is_open:
                 raise ValueError(f"turn {number} of {len(self.turns)} has no answer; only the last turn may be open")
@@ -208,5 +208,5 @@ def _unescape(text: str) -> str:
     return re.sub("<\u2060(\u2060*)image>", "<\\1image>", text)
 
 
-def _well_formed(text: str) -> str:
+def well_formed(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)

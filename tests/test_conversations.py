@@ -94,7 +94,11 @@ def test_a_history_forged_in_the_browser_is_ignored_while_the_server_knows_bette
         {"turns": [{"question": "x", "pictures": 0, "answer": "", "finish": "stop"}] * 501},
         {"turns": [{"role": "system", "content": "x"}]},
         {"turns": "x"},
+        {"turns": [{"question": "x", "pictures": 10**400, "answer": "", "finish": "stop"}]},
+        {"turns": [{"question": "x", "pictures": float("inf"), "answer": "", "finish": "stop"}]},
+        {"turns": [{"question": "x", "pictures": -1, "answer": "", "finish": "stop"}]},
         {"time": "never"},
+        {"time": 10**400},
         {"title": None, "turns": None},
     ],
 )
@@ -167,6 +171,20 @@ def test_what_was_exported_is_imported(conversations: Conversations) -> None:
     assert taken.conversation.turns[0].question == "What?"
     assert taken.conversation.pictures[0].image.tobytes() == RED.image.tobytes()
     assert (len(window), listed(listing)) == (2, ["What?", "Before?"])
+
+
+def test_while_the_first_question_fails_there_is_nothing_to_export(conversations: Conversations) -> None:
+    asked = talk("What?")
+    conversations.live.put(asked.undo())
+    assert "value" not in conversations.export(asked)
+
+
+def test_half_a_letter_in_a_title_does_not_end_the_stream(conversations: Conversations) -> None:
+    browser, shelf = kept(conversations, talk("What?"))
+    renamed, *_ = conversations.rename("a\ud83d", shelf[0].talk, shelf)
+    browser.talks[browser.current] = browser.talks[browser.current].replace("What?", "b\\ud83d", 1)
+    _, _, restored, *_ = conversations.restore(browser.stored())
+    assert [renamed[0].title, restored[0].title] == ["a\ufffd", "b\ufffd"]
 
 
 def test_a_file_that_cannot_be_imported_is_told_and_nothing_changes(

@@ -1,4 +1,12 @@
+import html
+import re
+from copy import deepcopy
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from PIL import Image
 
 from llava_app.chat import Progress
@@ -6,8 +14,11 @@ from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation
 from llava_app.engine.watch import Snapshot, Wait
 from llava_app.images import Picture
-from llava_app.ui.display import Notes, Talk, activity, as_typed, as_written, choices, doing, messages, status
+from llava_app.ui.compare import Match
+from llava_app.ui.display import Notes, Talk, activity, choices, doing, messages, status
+from llava_app.ui.markdown import as_typed, as_written
 
+COMMONMARK = MarkdownIt("commonmark").enable("table")
 RED = Picture(Image.new("RGB", (20, 10), "red"), "red")
 
 
@@ -25,17 +36,57 @@ def texts(shown: list[dict]) -> list[str]:
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
-        ("a <b>bold</b> word", "a &lt;b>bold&lt;/b> word"),
-        ("![x](http://far.away/spy.png)", "!\\[x](http://far.away/spy.png)"),
-        ("<img src='http://far.away/spy.png'>", "&lt;img src='http://far.away/spy.png'>"),
-        ("&lt;img&gt;", "&amp;lt;img&amp;gt;"),
-        ("`<b>` stays code", "`<b>` stays code"),
-        ("```html\n<img>\n```", "```html\n<img>\n```"),
-        ("> quoted, **bold**", "> quoted, **bold**"),
+        ("a <b>bold</b> word", "<p>a &lt;b&gt;bold&lt;/b&gt; word</p>"),
+        ("![x](http://far.away/spy.png)", "<p>![x](http://far.away/spy.png)</p>"),
+        ("&lt;img&gt; \\< \\` AT&T", "<p>&amp;lt;img&amp;gt; &lt; ` AT&amp;T</p>"),
+        ("> quoted, **bold**", "<blockquote>\n<p>quoted, <strong>bold</strong></p>\n</blockquote>"),
+        ("[a link](http://far.away)", '<p><a href="http://far.away">a link</a></p>'),
+        ("`<b> *x*` and `` a`b ``", "<p><code><b> *x*</code> and <code>a`b</code></p>"),
+        ("no \\`<b>\\` code", "<p>no `&lt;b&gt;` code</p>"),
+        ("`no\n\n<b>` code", "<p>`no</p>\n<p>&lt;b&gt;` code</p>"),
+        ("see:\n```html\n<img>\n\n  <b>\n```\nso", "<p>see:</p>\n<pre><code><img>\n\n  <b>\n</code></pre>\n<p>so</p>"),
+        ("~~~~\n~~~\n~~~~", "<pre><code>~~~\n</code></pre>"),
+        ("```\nnot closed", "<pre><code>not closed</code></pre>"),
+        ("      ```\n      deep\n      ```", "<pre><code>deep\n</code></pre>"),
+        ("no ```\n![x](y) fence", "<p>no ```\n![x](y) fence</p>"),
+        ("> ```mermaid\n> <b>\n> ```", "<blockquote>\n<pre><code><b>\n</code></pre></blockquote>"),
+        ("1. ```\n   a\n   ```\n2. b", "<ol>\n<li>\n<pre><code>a\n</code></pre>\n</li>\n<li>b</li>\n</ol>"),
     ],
 )
-def test_an_answer_may_format_text_but_neither_hold_html_nor_fetch_pictures(written: str, shown: str) -> None:
-    assert as_written(written) == shown
+def test_an_answer_may_format_text_and_show_code_but_neither_hold_html_nor_fetch_pictures(
+    written: str, shown: str
+) -> None:
+    """`shown`, with what stands in code as it is read."""
+    rendered = COMMONMARK.render(as_written(written)).strip()
+    assert re.sub("<code>.*?</code>", lambda code: html.unescape(code[0]), rendered, flags=re.DOTALL) == shown
+
+
+WORDS = "``` ```` ~~~ ![x](http://f/x) <img/src=//f/x> <b> </code> </pre> <pre> <!-- --> <? ]]> &lt; [x]: mermaid |-|"
+PIECES = st.sampled_from(
+    [*WORDS.split(), *"`\\!<>[]()|='\"#*a \t\r\n", "\n\n", "    ", "> ", "- ", "1. ", "$$", "![x][x]", "``"]
+)
+
+
+@given(st.lists(PIECES, max_size=25).map("".join))
+def test_nothing_that_anybody_writes_is_html_or_a_picture(text: str) -> None:
+    """To any parser: no tag but ours is left of an answer, no backtick (Gradio would draw diagrams) and no picture."""
+    written = re.sub("</?(pre|code)>", "", as_written(text))
+    assert not re.search(r"<|`|!\[", written)
+    kinds = {token.type for shown in (written, as_typed(text)) for token in tokens(shown)}
+    assert not kinds & {"image", "html_inline", "html_block"}
+
+
+@given(st.lists(PIECES | st.text(max_size=3), max_size=12).map("".join), st.sampled_from(["", "> ", "- ", "10. "]))
+def test_code_is_shown_character_for_character(code: str, lead: str) -> None:
+    margin = lead if lead == "> " else " " * len(lead)
+    lines = [f"{lead}~~~~~~~~~", *(margin + line for line in code.split("\n")), f"{margin}~~~~~~~~~"]
+    (shown,) = re.findall("<code>(.*)</code>", as_written("\n".join(lines)))
+    assert re.sub("&#([0-9]+);", lambda number: chr(int(number[1])), shown) == f"{code}\n"
+
+
+def tokens(markdown: str) -> list[Token]:
+    blocks = COMMONMARK.parse(markdown)
+    return [token for block in blocks for token in (block, *(block.children or ()))]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +104,13 @@ def test_an_answer_may_format_text_but_neither_hold_html_nor_fetch_pictures(writ
 )
 def test_a_question_is_shown_character_for_character(typed: str, shown: str) -> None:
     assert as_typed(typed) == shown
+
+
+def test_a_copy_that_gradio_makes_of_a_talk_has_a_key_of_its_own() -> None:
+    begun = talk(("q", "a", "stop"))
+    copies = {deepcopy(begun).key for _ in range(3)} | {copy.key for copy in deepcopy(Match()).talks}
+    assert len(copies | {begun.key}) == 6
+    assert deepcopy(begun) == begun
 
 
 def test_text_keeps_its_indentation_by_going_as_a_dictionary() -> None:

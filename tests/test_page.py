@@ -404,6 +404,29 @@ def test_two_tabs_on_one_conversation_do_not_wait_for_each_other(handlers: Handl
     assert len(handlers.settle(tab, talk)[0].conversation.turns) == 1
 
 
+def test_what_two_tabs_ask_in_one_conversation_are_two_conversations(handlers: Handlers) -> None:
+    both = asked(handlers, "First?")
+    one, _, _ = last(handlers, "send", message("From one?"), both, "run/tiny", *SHORT)
+    other, _, _ = last(handlers, "send", message("From the other?"), both, "run/tiny", *SHORT)
+    assert one.key == both.key != other.key
+    for talk, question in ((one, "From one?"), (other, "From the other?")):
+        assert handlers.live.get(talk.key) == talk
+        assert [turn.question for turn in talk.conversation.turns] == ["First?", question]
+
+
+def test_in_one_tab_a_conversation_stays_one(handlers: Handlers) -> None:
+    talk = asked(handlers, "First?", "Second?")
+    key = talk.key
+    talk, _, _ = last(handlers, "retry", talk, "run/tiny", *SHORT)
+    talk, _, _ = last(handlers, "resume", talk, "run/tiny", *SHORT)
+    shelf, _, _ = Conversations(handlers.live).keep(handlers.undo(Tab(), talk)[0], ())
+    talk, _, _ = last(handlers, "send", message("Another?"), shelf[0].talk, "run/tiny", *SHORT)
+    empty, _, _ = handlers.undo(Tab(), handlers.undo(Tab(), talk)[0])
+    talk, _, _ = last(handlers, "send", message("Anew?"), empty, "run/tiny", *SHORT)
+    assert talk.key == key
+    assert [turn.question for turn in talk.conversation.turns] == ["Anew?"]
+
+
 def test_retry_answers_the_last_question_anew(handlers: Handlers) -> None:
     before = asked(handlers, "First?", "Second?")
     talk, _, _ = last(handlers, "retry", before, "run/tiny", 0.0, 1.0, 5, "")

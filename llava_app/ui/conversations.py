@@ -18,7 +18,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from llava_app.archive import pack, unpack
-from llava_app.conversation import FINISHES, Conversation, Turn
+from llava_app.conversation import FINISHES, Conversation, Turn, well_formed
 from llava_app.errors import DataError
 from llava_app.ui.asked import Tab
 from llava_app.ui.display import Notes, Talk, as_typed, as_written, messages
@@ -27,6 +27,7 @@ from llava_app.ui.live import Live
 
 MOST_TALKS = 100
 MOST_TURNS = 500
+MOST_PICTURES = 200  # of a question
 TITLE_LENGTH = 60
 KEY = re.compile(r"[A-Za-z0-9_-]{16,32}")
 EMPTY = "New chat"
@@ -82,7 +83,7 @@ class Conversations:
 
     def rename(self, title: str | None, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
         """Give the open conversation another title."""
-        title = " ".join((title or "").split())[:TITLE_LENGTH]
+        title = _titled(title or "")
         if not title or not talk.conversation.turns:
             gr.Info("Ask something first, then type a title.")
             return gr.skip(), gr.skip(), gr.skip()
@@ -99,10 +100,11 @@ class Conversations:
 
     def export(self, talk: Talk) -> Any:
         """The open conversation as a zip file to download."""
+        # With what an answer that is coming has written, and without a first question that just failed.
+        talk = self.live.get(talk.key) or talk
         if not talk.conversation.turns:
             gr.Info("There is nothing to export yet. Ask something first.")
             return gr.skip()
-        talk = self.live.get(talk.key) or talk  # with what an answer that is coming has written
         file = Path(tempfile.mkdtemp(dir=get_upload_folder())) / "conversation.zip"
         file.write_bytes(pack(talk.conversation, typed=as_typed, written=as_written))
         return gr.update(value=str(file))
@@ -137,7 +139,7 @@ class Conversations:
             try:
                 key, text = item
                 entries.append(_entry(str(key), json.loads(text), self._known(key)))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, DataError):
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, DataError):
                 continue  # forged, or of another version
         return entries
 
@@ -179,6 +181,10 @@ def _title(talk: Talk) -> str:
     return words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1] + "…"
 
 
+def _titled(title: str) -> str:
+    return well_formed(" ".join(title.split())[:TITLE_LENGTH])
+
+
 def _listing(shelf: Shelf, talk: Talk) -> Any:
     titles = [(entry.title, entry.talk.key) for entry in shelf]
     fresh = [] if any(key == talk.key for _, key in titles) else [(EMPTY, talk.key)]
@@ -196,13 +202,15 @@ def _stored(entry: Entry) -> dict[str, Any]:
 
 def _entry(key: str, stored: dict[str, Any], live: Talk | None) -> Entry:
     """A conversation from the browser; as `live` where the server still knows it. Raises what bad data raises."""
-    title, changed = str(stored["title"])[:TITLE_LENGTH], float(stored["time"])
+    title, changed = _titled(stored["title"]), float(stored["time"])
     if live is not None:
         return _listed(title, live, changed)
     turns, notes, pictures = stored["turns"], [], []
     if not KEY.fullmatch(key) or not 0 < len(turns) <= MOST_TURNS:
         raise DataError("a conversation from the browser has a wrong key or number of turns")
     for turn in turns:
+        if turn["pictures"] not in range(MOST_PICTURES + 1):
+            raise DataError("a turn from the browser has a wrong number of pictures")
         pictures.append(int(turn["pictures"]))
         notes.append(Notes(left_out=_gone(pictures[-1]) if pictures[-1] else None))
     return Entry(title, Talk(Conversation(tuple(map(_turn, turns))), tuple(notes), key), changed, tuple(pictures))

@@ -6,7 +6,6 @@ Nothing here decides anything: the true conversation stays on the server, and fo
 import base64
 import html
 import io
-import re
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation, Turn
 from llava_app.engine.watch import Snapshot, Wait
 from llava_app.images import Picture
+from llava_app.ui.markdown import as_typed, as_written
 
 SHOWN_SIDE = 640  # px; what is sent to the browser of a picture of up to 2,048
 Vote = Literal["up", "down", "corrected"]
@@ -48,7 +48,6 @@ IMAGE_MODES = {
 }
 KINDS = {"built-in": "built in", "run": "trained here", "hub": "from the Hub", "server": "on a server"}
 
-_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 _data_urls: WeakKeyDictionary[Picture, str] = WeakKeyDictionary()  # made once, gone with the picture
 
 
@@ -63,13 +62,21 @@ class Notes:
     record: str | None = None  # the id under which the vote is kept
 
 
+def new_key() -> str:
+    return secrets.token_urlsafe(16)
+
+
 @dataclass(frozen=True)
 class Talk:
     """One of a person's conversations as the server keeps it, with notes about each of its answers."""
 
     conversation: Conversation = field(default_factory=Conversation)
     notes: tuple[Notes, ...] = ()
-    key: str = field(default_factory=lambda: secrets.token_urlsafe(16), compare=False)  # who knows it may read it
+    key: str = field(default_factory=new_key, compare=False)  # who knows it may read it
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same under a key of its own: so Gradio makes what each session begins with of what it was built with."""
+        return replace(self, key=new_key())
 
     def ask(self, question: str, pictures: tuple[Picture, ...]) -> Self:
         """The talk with an open turn."""
@@ -140,21 +147,6 @@ def doing(progress: Progress) -> str | None:
     if progress.phase == "done":
         return None
     return _queued(progress.wait) if progress.wait else progress.phase
-
-
-def as_written(text: str) -> str:
-    """A model's answer as Markdown that shows tags as text and fetches nothing: no HTML, no pictures."""
-    parts = _CODE.split(text)  # code, at the odd places, is shown as it stands
-    parts[::2] = [html.escape(part, quote=False).replace("&gt;", ">").replace("![", "!\\[") for part in parts[::2]]
-    return "".join(parts)
-
-
-def as_typed(text: str) -> str:
-    """Markdown that shows a question character for character."""
-    text = re.sub(r"([\\`*_~\[\]|])", r"\\\1", html.escape(text, quote=False))
-    text = re.sub(r"^( *)(#|[-+=])", r"\1\\\2", text, flags=re.MULTILINE)
-    text = re.sub(r"^( *\d+)([.)])", r"\1\\\2", text, flags=re.MULTILINE)
-    return re.sub(r"^ +", lambda spaces: "&nbsp;" * len(spaces[0]), text, flags=re.MULTILINE)
 
 
 def choices(cards: dict[str, Card]) -> list[tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""What every request passes before Gradio sees it: bounds on its size and number, and no errands for strangers."""
+"""What every request passes before Gradio sees it: whence it may come, bounds on its size and number, and no errands
+for strangers. And what every answer tells the browser."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -10,6 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llava_app.limits import Limits, Rate
 from llava_app.passwords import ADDRESS
+from llava_app.ui import origins
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,6 +24,11 @@ BYWAYS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/v2/")
 # Gradio would fetch these addresses for whoever asks.
 ERRANDS = ("/file=http:", "/file=https:", "/file/http:", "/file/https:", "/proxy=")
 NO_ERRANDS = "This page fetches nothing from other addresses. Upload the file itself."
+# No picture is ever fetched from elsewhere, and nothing is framed, whatever an answer or a question contains.
+POLICY = (
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; "
+    "frame-src 'none'; base-uri 'self'; form-action 'self'"
+)
 
 
 class Door:
@@ -34,6 +41,7 @@ class Door:
         self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send = _with_policy(send)
         refused = self._refuse(scope) if scope["type"] == "http" else None
         if refused:
             await _answer(scope, *refused)(scope, receive, send)
@@ -57,6 +65,9 @@ class Door:
 
     def _refuse(self, scope: Scope) -> tuple[int, str] | None:
         """The code and the sentence for a request that can be refused by what stands above its body."""
+        foreign = origins.refusal(scope)
+        if foreign:
+            return 403, foreign
         if any(errand in scope["path"].lower() for errand in ERRANDS):
             return 403, NO_ERRANDS
         if any(way in scope["path"] for way in BYWAYS):
@@ -108,6 +119,16 @@ def visitor(request: gr.Request | None) -> str:
     if request is None or request.request is None:
         return ""
     return request.username or (request.client.host if request.client else "")
+
+
+def _with_policy(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            told = (b"content-security-policy", POLICY.encode())
+            message = {**message, "headers": [*message.get("headers", ()), told]}
+        await send(message)
+
+    return sending
 
 
 def _address(scope: Scope) -> str:

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -206,6 +207,8 @@ class Handlers:
         except Exception as error:
             gr.Warning(html.escape(explain(error)), duration=20)
             return before, messages(before), gr.skip() if box is None else gr.update(value=box)
+        key = self.live.key_for(before)
+        before, opened = replace(before, key=key), replace(opened, key=key)
         shown = opened.cut()
         tab.asked = Asked(opened, before, box, model, how.sampling, how.image_mode, so_far=shown)
         return shown, messages(shown, "reading"), _busy(None if box is None else left)

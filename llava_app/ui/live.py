@@ -2,9 +2,10 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from llava_app.images import Picture
-from llava_app.ui.display import Talk
+from llava_app.ui.display import Talk, new_key
 
 MOST_TALKS = 1_000
 MOST_BYTES = 512_000_000  # of pictures, three bytes a pixel
@@ -29,6 +30,15 @@ class Live:
             while len(self._talks) > 1 and (self._bytes > self._most_bytes or len(self._talks) > self._most_talks):
                 self._forget(next(iter(self._talks)))
 
+    def key_for(self, talk: Talk) -> str:
+        """Under which key `talk` goes on: its own, unless another tab asked there what it does not know; both live.
+
+        An empty one, whose only question was taken back, keeps its own.
+        """
+        known, asked = self.get(talk.key), _asked(talk)
+        before = _asked(known) if known and asked else []
+        return talk.key if asked[: len(before)] == before else new_key()
+
     def get(self, key: str) -> Talk | None:
         """The conversation with this key, while it lives."""
         with self._lock:
@@ -44,6 +54,10 @@ class Live:
     def _forget(self, key: str) -> None:
         talk = self._talks.pop(key, None)
         self._bytes -= _bytes(talk) if talk else 0
+
+
+def _asked(talk: Talk) -> Sequence[tuple[str, int]]:
+    return [(turn.question, len(turn.images)) for turn in talk.conversation.turns]
 
 
 def _bytes(talk: Talk) -> int:

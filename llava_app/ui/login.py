@@ -25,7 +25,6 @@ WAYS_IN = ("/login/huggingface", "/login/callback", "/logout")  # Gradio's
 STARTED = "/gradio_api/startup-events"  # Gradio asks itself this, once; it only says whether that has been
 SCHEMES = ("light", "dark")  # that a Space can be told with ?__theme=
 FIRST = "Sign in with Hugging Face first: open this page in another tab and sign in there, then go on here."
-FOREIGN = "Another page sent this. Open the page itself."
 FAILED = "Signing in did not work. Try again."
 HEADERS = {
     "Cache-Control": "no-store",
@@ -84,10 +83,7 @@ class Login:
 
 
 def _refuse(request: Request) -> Response | None:
-    """What a request gets that goes no further. The cookie comes along when a page elsewhere sends one, too."""
-    headers = request.headers
-    if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
-        return JSONResponse({"error": FOREIGN}, 403)
+    """What a request gets that goes no further. Those that a page elsewhere sends were refused at the Door."""
     if account(request) is not None or request.scope["path"] == STARTED:
         return None
     return sign_in(request) if request.scope["path"] == "/" else JSONResponse({"error": FIRST}, 401)

@@ -116,7 +116,12 @@ def _serve(
             mcp_server=mcp,
             auth=Passwords(passwords).check if passwords else None,
             auth_dependency=account if login else None,  # who asks, for the limits
-            app_kwargs={"middleware": doors, "routes": list(extra), "exception_handlers": HANDLERS},
+            app_kwargs={
+                "middleware": doors,
+                "routes": list(extra),
+                "exception_handlers": HANDLERS,
+                "openapi_url": None,  # it would list every address to whoever has no password, too
+            },
             quiet=True,
             prevent_thread_lock=True,
         )

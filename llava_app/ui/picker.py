@@ -65,7 +65,7 @@ class Picker:
     def use(self, chosen: gr.EventData) -> Any:
         """Choose the model that was clicked in the table."""
         key = chosen._data.get("model")
-        return gr.update(value=key) if key in self.models.cards() else gr.skip()
+        return gr.update(value=key) if isinstance(key, str) and key in self.models.cards() else gr.skip()
 
     def refresh(self, listed: list[tuple[str, str]], model: str | None) -> tuple[Any, Any]:
         """The model list, when it is no longer the one that this tab shows. The selection stays while it can."""

@@ -12,11 +12,7 @@ SHEETS = tuple(HERE / "style" / f"{name}.css" for name in STYLES)
 SCRIPT = HERE / "page.js"
 MARK = HERE / "mark.svg"
 
-# No picture is ever fetched from elsewhere, whatever an answer or a question contains.
-META = """
-<meta http-equiv="Content-Security-Policy" content="img-src 'self' data: blob:; media-src 'self' data: blob:">
-<meta name="color-scheme" content="light dark">
-"""
+META = '<meta name="color-scheme" content="light dark">'
 
 EMBER = Color(
     name="ember",
@@ -139,7 +135,7 @@ VALUES = {
 def head() -> str:
     """What goes into the page's head. As launch(css=…) Gradio would rewrite the sheets, and not know nesting."""
     sheets = "\n".join(sheet.read_text(encoding="utf-8") for sheet in SHEETS)
-    return f"{META}<style>\n{sheets}</style>\n"
+    return f"\n{META}\n<style>\n{sheets}</style>\n"
 
 
 class Lava(gr.themes.Base):

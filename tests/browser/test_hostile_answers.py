@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
+from llava_app.archive import pack
+from llava_app.conversation import Conversation
 from tests.browser.conftest import Visit
 from tests.openai_server import openai_server
 from tests.serving import serving
@@ -43,12 +45,40 @@ $$\\includegraphics{{{FAR}/latex.png}}$$ <math><mtext><img src={FAR}/math.png on
 [later]: {FAR}/reference.png
 The end.
 """
+# Where Markdown ends code, begins it or does not, in every way that looks like another.
+PART = (
+    f'![cat]({FAR}/b.png) <b id="bold">y</b> <img src={FAR}/i.png> <details open ontoggle="window.ran = 12">z</details>'
+)
+BETWEEN_CODE = (
+    f"Hi ```\n\n{PART}",
+    f"x ```a\n{PART}\n",
+    f"\\`{PART}\\` \\`{PART}\\`",
+    f"a ` b\n\nc ` {PART}",
+    f"``x`{PART}`y``\n\n    z {PART}",
+    f"    ```\n\n{PART}\n\n    ```",
+    f"- ```\n\n{PART}\n\n> ~~~\n\n{PART}\n~~~\n{PART}",
+    f"````\n```\n````\n{PART}\n```mermaid\ngraph LR\n a[{PART}] --> b\n```",
+    f"> ```mermaid\n> graph LR\n> a[{PART}] --> b\n> ```",
+    f'[x]: u "\n\n```\n"\n{PART}\n```\n![x] ![x][x] [^1]\n\n[^1]: {PART}',
+)
+CODE = """Python:
+```python
+if a < b:
+
+    print('<b> & `c`')
+```
+- one:
+  ```
+  in a list
+  ```
+
+And `<img> ![x](y)`, the end of it."""
 RAN = "window.ran === undefined"
 # Elements of an answer that would fetch or run something; pictures of our own making are data URLs.
 ACTIVE = (
     "#conversation .bot :is(script, iframe, object, embed, video, audio, link, style, base, meta, form, input,"
     " img:not([src^='data:']), [onerror], [onload], [onclick], [onfocus], [ontoggle], [href^='javascript'],"
-    " [href^='data'])"
+    " [href^='data'], #bold, details, .mermaid)"
 )
 
 
@@ -94,3 +124,27 @@ def test_an_answer_with_markup_scripts_and_remote_pictures_fetches_and_runs_noth
     # Of the page that was left, Gradio's client logs that its stream broke off.
     assert [told for told in visit.complaints if not told.startswith("console:")] == []
     assert dialogs == []
+
+
+def test_nothing_around_code_is_fetched_or_becomes_html(browser: Browser, hostile: str, tmp_path: Path) -> None:
+    """Answers of an imported conversation, which are shown as any other."""
+    conversation = Conversation()
+    for answer in (*BETWEEN_CODE, CODE):
+        conversation = conversation.ask(answer).answer(answer, "stop")
+    (tmp_path / "hostile.zip").write_bytes(pack(conversation))
+    context = browser.new_context()
+    visit = Visit(context, hostile)
+    page = visit.tab()
+    page.locator("#panel .toggle-button").click()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#import").click()
+    chooser.value.set_files(tmp_path / "hostile.zip")
+    last = page.locator("#conversation .bot").last
+    last.get_by_text("the end of it").wait_for()
+    assert last.locator("pre code").all_inner_texts() == ["if a < b:\n\n    print('<b> & `c`')\n", "in a list\n"]
+    assert last.locator("p code").all_inner_texts() == ["<img> ![x](y)"]
+    assert page.locator(ACTIVE).count() == 0
+    assert page.evaluate(RAN)
+    assert "<img src=http://far.away.example/i.png>" in page.locator("#conversation .bot").first.inner_text()
+    assert visit.complaints == []
+    context.close()

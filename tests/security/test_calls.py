@@ -78,7 +78,7 @@ def test_a_body_that_is_no_call_is_refused(visitor: Visitor, log: Any, route: st
 def test_every_event_takes_strange_values_without_a_fault(public: Public, visitor: Visitor, log: Any) -> None:
     for event in visitor.config["dependencies"]:
         for value in (*STRANGE, *REFUSED_BESIDE):
-            about = {} if value in REFUSED_BESIDE else {"turn": value, "index": value, "text": value}
+            about = {} if value in REFUSED_BESIDE else dict.fromkeys(("turn", "index", "text", "model"), value)
             outcome = visitor.call(event, [value] * len(event["inputs"]), event_data=about)
             assert outcome.success or outcome.words, (event["api_name"], value)
             assert str(public.folder) not in outcome.words

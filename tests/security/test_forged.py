@@ -100,6 +100,20 @@ def test_a_conversation_opens_for_its_key_alone(visit: Callable[[], Visitor]) ->
     assert "pomegranate" in visit().call("restore", [{"current": key, "talks": []}]).everything
 
 
+def test_sessions_that_restore_nothing_have_each_a_key_of_their_own(visit: Callable[[], Visitor]) -> None:
+    one, other = visit(), visit()
+    one.ask("My secret is pomegranate.")
+    other.ask("Planted.")
+    keys = [visitor.call("keep", [None, None]).data[2]["current"] for visitor in (one, other)]
+    assert keys[0] != keys[1]
+    one.ask("And again pomegranate.")
+    assert "pomegranate" not in other.call("open", [keys[0], None, None, None]).everything
+    assert "pomegranate" not in visit().call("restore", [{"current": keys[1], "talks": []}]).everything
+    assert "Planted" not in visit().call("restore", [{"current": keys[0], "talks": []}]).everything
+    fresh = [visit().call("keep", [None, None]).data[2]["current"] for _ in range(2)]
+    assert len({*keys, *fresh}) == 4
+
+
 def paths(secret: Path, public: Public) -> list[str]:
     inside = public.folder / "uploads"
     return [

@@ -188,9 +188,20 @@ def test_without_the_password_nothing_is_told_and_nothing_done(locked: str) -> N
             assert stranger.http.post(f"gradio_api/{path}", json=body).status_code == 401, path
         for path in GETS:
             assert stranger.http.get(path).status_code == 401, path
+        assert stranger.http.get("openapi.json").status_code == 404
         page = stranger.http.get("").text
         assert "scripted" not in page
         assert '"auth_required":true' in page.replace(" ", "")
+
+
+def test_a_page_elsewhere_cannot_use_the_password(locked: str) -> None:
+    with Visitor(locked) as me:
+        assert me.http.post("login", data={"username": "me", "password": PASSWORD}).status_code == 200
+        elsewhere = {"Host": "llava.example.org", "Origin": "https://evil.example"}
+        for method, path in (("GET", "config"), ("POST", "gradio_api/queue/join"), ("POST", "gradio_api/upload")):
+            assert me.http.request(method, path, headers=elsewhere).status_code == 403, path
+        at_home = {"Host": "llava.example.org", "Origin": "https://llava.example.org"}
+        assert me.http.get("config", headers=at_home).status_code == 200
 
 
 def test_with_the_password_the_page_answers(locked: str) -> None:
