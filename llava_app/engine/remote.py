@@ -15,6 +15,7 @@ import openai
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation, Turn
 from llava_app.engine import Piece, Sampling
+from llava_app.engine.reading import Reading
 from llava_app.engine.servers import Servers
 from llava_app.errors import BusyError, ContextError, ModelError, UserError
 from llava_app.images import Picture
@@ -74,7 +75,7 @@ REFUSALS = (
 
 
 class RemoteEngine:
-    """Asks the least busy of the servers that offer the model of `card`."""
+    """Asks the least busy of the servers that offer the model of `card`; for one that fails before it answers, another."""
 
     def __init__(self, card: Card, servers: Servers, *, time_limit: float = TIME_LIMIT) -> None:
         self.card = card
@@ -144,37 +145,29 @@ class RemoteEngine:
             outbox.put(error)
 
     async def _stream(self, request: dict[str, Any], outbox: "queue.SimpleQueue[Piece | Exception]") -> None:
-        """Ask the least busy server; one that does not take the connection, the next; the only one, once more."""
-        servers = self._servers.offering(self.card.source)
-        for server in (*servers, *servers[:1]):
-            with server.busy():
-                try:
-                    stream = await server.client.chat.completions.create(**request)
-                except openai.APITimeoutError:
-                    raise
-                except openai.APIConnectionError as error:
-                    logger.warning("%s does not take the connection: %s", server.name, error.__cause__ or error)
-                    await server.look()  # which leaves it out until it answers again
-                    continue
-                await self._read(stream, outbox)
+        """Ask the servers one after the other until one answers. Raises openai.APIError when the last one fails or an
+        answer breaks off, and ModelError when none can be reached."""
+        failed: openai.APIError | None = None  # the first that says more than that nobody is there
+        for server in self._servers.offering(self.card.source):
+            reading = Reading(outbox.put)
+            try:
+                with server.busy():
+                    await reading.read(await server.ask(request))
                 return
-        raise ModelError(f"No server with {self.card.name} can be reached. Check that it runs, then send again.")
-
-    async def _read(self, stream: openai.AsyncStream[Any], outbox: "queue.SimpleQueue[Piece | Exception]") -> None:
-        outbox.put(Piece("", phase="reading"))
-        begun = False
-        async with stream:
-            async for chunk in stream:
-                tokens = chunk.usage.completion_tokens if chunk.usage else 0
-                for choice in chunk.choices:
-                    text = choice.delta.content or ""
-                    if text and not begun:
-                        text, begun = text.removeprefix(" "), True  # the space after the role, as in the local engine
-                    finish = choice.finish_reason and ("length" if choice.finish_reason == "length" else "stop")
-                    if text or finish:
-                        outbox.put(Piece(text, finish, tokens))
-        # Nobody reads this after a finish.
-        outbox.put(ModelError(f"The server of {self.card.name} broke off. Send the question again."))
+            except openai.APIError as error:
+                if not _may_another_do_better(error):
+                    raise
+                server.fail()
+                if reading.phase == "writing":
+                    raise
+                logger.warning("%s gave no answer: %s", server.name, error.__cause__ or error)
+                if type(error) is openai.APIConnectionError and reading.phase == "queued":
+                    self._servers.start(server.look())  # which leaves it out until it answers again
+                else:
+                    failed = failed or error
+        raise failed or ModelError(
+            f"No server with {self.card.name} can be reached. Check that it runs, then send again."
+        )
 
 
 def _with_stills(conversation: Conversation) -> tuple[Conversation, str | None]:
@@ -230,6 +223,11 @@ def _data_url(picture: Picture) -> str:
     file = io.BytesIO()
     picture.image.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _may_another_do_better(error: openai.APIError) -> bool:
+    """Whether it is the server that is at fault, and not the question."""
+    return not isinstance(error, openai.APIStatusError) or error.status_code >= 500 or error.status_code in (404, 429)
 
 
 def _refused(code: int, error: openai.APIError, *, name: str, with_pictures: bool) -> UserError:

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
@@ -17,6 +19,7 @@ from llava_app.errors import UserError
 LOOK = 10.0  # s between two looks at whether a server answers and what it offers
 CONNECT = 3.0  # s that a connection may take
 SILENCE = 120.0  # s that a server may say nothing; the first word waits for the whole prompt
+RECENT = 60.0  # s for which a failure puts a server behind the others
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class Server:
         self.name = urlsplit(url).netloc.rpartition("@")[2]
         self.models: tuple[str, ...] = ()
         self.running = 0
+        self._failed_at: deque[float] = deque(maxlen=100)  # on the monotonic clock
         self._named = (named,) if named else ()
         # A server of one's own needs no key, and a key for another service is not to be sent to it.
         timeout = openai.Timeout(silence, connect=CONNECT)
@@ -46,6 +50,28 @@ class Server:
             yield
         finally:
             self.running -= 1
+
+    def fail(self) -> None:
+        """Note that it left a question without an answer."""
+        self._failed_at.append(time.monotonic())
+
+    @property
+    def failures(self) -> int:
+        """How many questions it left without an answer in the last RECENT seconds."""
+        since = time.monotonic() - RECENT
+        return sum(at > since for at in self._failed_at)
+
+    async def ask(self, request: dict[str, Any]) -> openai.AsyncStream[Any]:
+        """Its answer as it comes. Raises openai.APIError.
+
+        Where the connection breaks it is asked once more: one that was kept may have ended meanwhile.
+        """
+        try:
+            return await self.client.chat.completions.create(**request)
+        except openai.APITimeoutError:
+            raise
+        except openai.APIConnectionError:
+            return await self.client.chat.completions.create(**request)
 
     async def look(self) -> None:
         """Find out whether the server answers and which models it offers."""
@@ -109,8 +135,9 @@ class Servers:
         ]
 
     def offering(self, model: str) -> list[Server]:
-        """The servers that offer `model` now, the least busy first."""
-        return sorted((server for server in self._servers if model in server.models), key=lambda one: one.running)
+        """The servers that offer `model` now: those that failed least of late first, of these the least busy."""
+        offering = (server for server in self._servers if model in server.models)
+        return sorted(offering, key=lambda one: (one.failures, one.running))
 
     def close(self) -> None:
         """End the thread and every request that runs."""
