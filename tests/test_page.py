@@ -488,11 +488,11 @@ def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:
 
 
 def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handlers: Handlers, runs: Path) -> None:
-    listed, update = Picker(handlers.models).refresh([], "run/tiny")
+    listed, update, _ = Picker(handlers.models).refresh([], "run/tiny")
     assert "value" not in update
     assert Picker(handlers.models).refresh(listed, "run/tiny")[1].keys() == {"__type__"}
     shutil.copytree(runs / "tiny", runs / "later")
-    now, update = Picker(handlers.models).refresh(listed, "run/tiny")
+    now, update, _ = Picker(handlers.models).refresh(listed, "run/tiny")
     shutil.rmtree(runs / "later")
     assert len(now) == len(listed) + 1
     assert "value" not in update
@@ -500,7 +500,7 @@ def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handle
 
 def test_a_selection_that_is_gone_moves_to_the_first_model(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="“gone” is gone"):
-        now, update = Picker(handlers.models).refresh([], "gone")
+        now, update, _ = Picker(handlers.models).refresh([], "gone")
     assert update["value"] == now[0][1]
 
 

@@ -286,6 +286,19 @@ def test_a_dead_server_is_left_out_and_comes_back(monkeypatch: pytest.MonkeyPatc
         wait_for(lambda: [server.name for server in servers.offering(MODEL)] == [alive[7:-3]])
 
 
+def test_the_models_of_a_server_that_went_away_stay_in_the_list() -> None:
+    with endless_server() as (url, _):
+        servers = Servers([url])
+        listed = servers.cards()
+        assert [card.source for card in listed] == [MODEL]
+        assert servers.offering(MODEL)
+    with closing(servers):
+        servers.start(servers.look()).result(PATIENCE)
+        assert (servers.cards(), servers.offering(MODEL)) == (listed, [])
+        with pytest.raises(ModelError, match="No server with scripted can be reached"):
+            said(RemoteEngine(listed[0], servers), ASKED)
+
+
 @pytest.mark.parametrize("fault", [Status(503, message="Loading model"), Status(429), Status(404), Broken()])
 def test_a_server_that_fails_at_once_does_not_swallow_the_questions(fault: Any) -> None:
     asked: list[dict[str, Any]] = []

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Server:
-    """One address. `models` is empty while it does not answer; `running` counts what this process asked of it."""
+    """One address. `running` counts what this process asked of it."""
 
     def __init__(self, address: str, *, silence: float) -> None:
         """`address` ends in /v1; #NAME after it adds a model that the server hosts but does not list."""
@@ -34,7 +34,8 @@ class Server:
             shown = address.rpartition("@")[2]  # without a password
             raise UserError(f"“{shown}” is no address of a server. Write it like http://host:8000/v1.")
         self.name = urlsplit(url).netloc.rpartition("@")[2]
-        self.models: tuple[str, ...] = ()
+        self.known: tuple[str, ...] = ()  # models that it offers, or did when it answered last
+        self.answers = False
         self.running = 0
         self._failed_at: deque[float] = deque(maxlen=100)  # on the monotonic clock
         self._named = (named,) if named else ()
@@ -78,13 +79,20 @@ class Server:
         before = self.models
         try:
             listed = await self.client.with_options(timeout=CONNECT).models.list()
-            self.models = tuple(dict.fromkeys((*self._named, *(model.id for model in listed.data))))
-        except openai.APIStatusError:  # it answers, but has no list
-            self.models = self._named
+            self.known = tuple(dict.fromkeys((*self._named, *(model.id for model in listed.data))))
+            self.answers = True
+        except openai.APIStatusError as error:  # it is about to start, or answers but has no list
+            self.answers = error.status_code < 500
+            self.known = self._named if self.answers else self.known
         except (openai.OpenAIError, ValueError, TypeError, AttributeError):  # silence, or no list of the protocol
-            self.models = ()
+            self.answers = False
         if bool(before) != bool(self.models):
             logger.warning("%s %s", self.name, f"offers {', '.join(self.models)}" if self.models else "is out of reach")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What it offers now; nothing while it does not answer."""
+        return self.known if self.answers else ()
 
 
 class Servers:
@@ -116,10 +124,10 @@ class Servers:
             await self.look()
 
     def cards(self) -> list[Card]:
-        """The models that can be asked now, each once, however many servers offer it."""
+        """The models of all servers, each once, however many offer it; also of those that do not answer any more."""
         hosts: dict[str, list[str]] = {}
         for server in self._servers:
-            for model in server.models:
+            for model in server.known:
                 hosts.setdefault(model, []).append(server.name)
         return [
             Card(

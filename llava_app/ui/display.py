@@ -9,7 +9,7 @@ import io
 import re
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -47,6 +47,7 @@ IMAGE_MODES = {
     "anyres": "an overview and tiles in full resolution",
 }
 KINDS = {"built-in": "built in", "run": "trained here", "hub": "from the Hub", "server": "on a server"}
+AWAY = " that cannot be reached"  # after the last of KINDS
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 _data_urls: WeakKeyDictionary[Picture, str] = WeakKeyDictionary()  # made once, gone with the picture
@@ -157,10 +158,14 @@ def as_typed(text: str) -> str:
     return re.sub(r"^ +", lambda spaces: "&nbsp;" * len(spaces[0]), text, flags=re.MULTILINE)
 
 
-def choices(cards: dict[str, Card]) -> list[tuple[str, str]]:
-    """The model list: what is shown, and the key it stands for. Models of one name are told apart by their folder."""
+def choices(
+    cards: dict[str, Card], is_away: Callable[[Card], bool] = lambda card: False
+) -> list[tuple[str, str]]:
+    """The model list: what is shown, and the key it stands for. Models of one name are told apart by their folder;
+    of one whose server is away that is said."""
     bearers = Counter(card.name for card in cards.values())
-    return [(_label(card, unique=bearers[card.name] == 1), key) for key, card in cards.items()]
+    labels = [_label(card, unique=bearers[card.name] == 1) + (AWAY if is_away(card) else "") for card in cards.values()]
+    return list(zip(labels, cards, strict=True))
 
 
 def status(about: str, *, state: str, why: str = "", facts: Sequence[tuple[str, str]] = ()) -> str:

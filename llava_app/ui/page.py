@@ -166,6 +166,7 @@ def _find_models(model: str | None, *, precision: str, runs: Path, servers: Sequ
         runs=runs,
         load_half=load_half,
         elsewhere=elsewhere,
+        reaches=lambda card: bool(remote and remote.offering(card.source)),
         let_go=process.clear,
         weigh=weigh,
         free=process.free,
