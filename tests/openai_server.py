@@ -106,7 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             retry = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
             self._send(reply.code, {"error": {"message": reply.message, "type": "scripted"}}, retry)
         elif isinstance(reply, Broken):
-            self._send(200, reply.body)
+            kind = "text/event-stream" if reply.body.startswith("data:") else "application/json"
+            self._send(200, reply.body, {"Content-Type": kind})
         else:
             self._answer(request, reply)
 

@@ -16,6 +16,7 @@ import pytest
 from llava_app.checkpoints import DEMO, Card, built_in
 from llava_app.conversation import Conversation, Turn
 from llava_app.engine import Engine, Piece, Sampling
+from llava_app.engine import reading
 from llava_app.engine import servers as pool
 from llava_app.engine.local import LocalEngine
 from llava_app.engine.remote import RemoteEngine
@@ -50,8 +51,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def said_chunk(text: str, finish: str | None = None) -> dict[str, Any]:
+    return {"id": "1", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+def sse(*chunks: dict[str, Any], done: bool = True) -> str:
+    """What a server streams."""
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + ("data: [DONE]\n\n" if done else "")
+
+
 @contextmanager
-def endless_server(port: int = 0) -> Iterator[tuple[str, threading.Event]]:
+def endless_server(port: int = 0, *, finish: str | None = None) -> Iterator[tuple[str, threading.Event]]:
     """Begins an answer and goes on until the client hangs up, which sets the event. Keeps no connection."""
     listener = socket.create_server(("127.0.0.1", port))
     gone = threading.Event()
@@ -69,9 +79,9 @@ def endless_server(port: int = 0) -> Iterator[tuple[str, threading.Event]]:
                     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
                     connection.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
                     continue
-                chunk = json.dumps({"id": "1", "choices": [{"index": 0, "delta": {"content": "A "}}]})
+                chunk = sse(said_chunk("A ", finish), done=False)
                 head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-                connection.sendall(f"{head}data: {chunk}\n\n".encode())
+                connection.sendall(f"{head}{chunk}".encode())
                 while connection.recv(65536):  # the rest of the request, then nothing until the client hangs up
                     pass
                 gone.set()
@@ -156,7 +166,7 @@ def test_the_request_is_the_conversation_with_its_pictures_as_they_are(pictures:
         {"role": "user", "content": [{"type": "text", "text": "C?"}]},
     ]
     plain = {"model": MODEL, "stream": True, "temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "seed": 3}
-    assert request == plain | {"stop": ["###"]}
+    assert request == plain | {"stop": ["###"], "stream_options": {"include_usage": True}}
 
 
 def test_a_clip_is_sent_as_eight_of_its_frames_and_that_is_said() -> None:
@@ -175,6 +185,47 @@ def test_what_is_not_of_the_protocol_is_sent_only_when_it_is_asked_for() -> None
     with openai_server(["yes"], asked) as url, asking(url) as remote:
         said(remote, ASKED, Sampling(repetition_penalty=1.5, top_k=4))
     assert (asked[0]["repetition_penalty"], asked[0]["top_k"]) == (1.5, 4)
+
+
+def tokens(engine: Engine) -> int:
+    return list(engine.answer(ASKED, GREEDY))[-1].tokens
+
+
+def test_tokens_are_those_that_the_server_counts() -> None:
+    usage = {"choices": [], "usage": {"completion_tokens": 7}}
+    counted = Broken(sse(said_chunk("two "), said_chunk("words"), said_chunk("", "stop"), usage))
+    with openai_server([counted]) as url, asking(url) as remote:
+        pieces = list(remote.answer(ASKED, GREEDY))
+    assert [piece.tokens for piece in pieces if piece.text] == [1, 2]
+    assert (pieces[-1].finish, pieces[-1].tokens) == ("stop", 7)
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_server_that_does_not_count_is_asked_without_and_its_pieces_are_counted(code: int) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def reply(request: dict[str, Any]) -> Any:
+        return Status(code, message="Unknown field") if "stream_options" in request else "three words here"
+
+    with openai_server(reply, asked) as url, asking(url) as remote:
+        assert [tokens(remote), tokens(remote)] == [3, 3]
+    assert ["stream_options" in request for request in asked] == [True, False, False]
+
+
+@pytest.mark.parametrize("end", ["", 'data: {"error": "too late"}\n\n'])
+def test_what_follows_the_finish_cannot_spoil_the_answer(end: str) -> None:
+    whole = Broken(sse(said_chunk("whole"), said_chunk("", "stop"), done=False) + end)
+    with openai_server([whole]) as url, asking(url) as remote:
+        assert said(remote, ASKED) == ("whole", "stop")
+
+
+def test_a_stream_that_is_left_open_after_the_finish_holds_the_answer_up_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "AFTERWARDS", 0.1)
+    with endless_server(finish="stop") as (url, gone), asking(url) as remote:
+        assert said(remote, ASKED) == ("A ", "stop")
+        assert gone.wait(PATIENCE)
 
 
 def test_an_answer_cut_at_the_limit_says_so() -> None:

@@ -1,11 +1,15 @@
 """One answer as a server streams it, taken apart into the pieces of an answer."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import openai
 
 from llava_app.engine import Piece
+
+AFTERWARDS = 1.0  # s that the count of tokens may come later than the end of the answer
 
 
 class Reading:
@@ -14,23 +18,44 @@ class Reading:
     def __init__(self, put: Callable[[Piece], None]) -> None:
         self._put = put
         self.phase = "queued"  # as that of a Piece
+        self._finish: str | None = None
+        self._parts = 0  # of the text; a token each with most servers
+        self._tokens = 0  # as the server counts them; 0 before it says
 
     async def read(self, stream: openai.AsyncStream[Any]) -> None:
         """Read to the end. Raises openai.APIError when it breaks off before, or another error for what is not of the
         protocol."""
         self.phase = "reading"
         self._put(Piece("", phase=self.phase))
-        finish = None
         async with stream:
-            async for chunk in stream:
-                tokens = chunk.usage.completion_tokens if chunk.usage else 0
-                for choice in chunk.choices:
-                    text = choice.delta.content or ""
-                    if text and self.phase == "reading":
-                        # The space after the role is left out, as in the local engine.
-                        text, self.phase = text.removeprefix(" "), "writing"
-                    finish = choice.finish_reason and ("length" if choice.finish_reason == "length" else "stop")
-                    if text or finish:
-                        self._put(Piece(text, finish, tokens))
-        if not finish:
+            try:
+                await self._chunks(stream)
+            except openai.APIError:
+                if not self._finish:  # after it nothing is missed but the count
+                    raise
+        if not self._finish:
             raise openai.APIConnectionError(request=stream.response.request)
+        self._put(Piece("", self._finish, self._tokens or self._parts))
+
+    async def _chunks(self, stream: openai.AsyncStream[Any]) -> None:
+        """Take what comes until the stream ends, or AFTERWARDS after the finish."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as patience:
+                async for chunk in stream:
+                    if chunk.usage:
+                        self._tokens = chunk.usage.completion_tokens or 0
+                    if not self._finish and self._take(chunk.choices):
+                        patience.reschedule(asyncio.get_running_loop().time() + AFTERWARDS)
+
+    def _take(self, choices: list[Any]) -> bool:
+        """Put out the text of a chunk; returns whether it is the last one."""
+        for choice in choices:
+            text = choice.delta.content or ""
+            if text and self.phase == "reading":
+                text, self.phase = text.removeprefix(" "), "writing"  # the space after the role, as in the local engine
+            if text:
+                self._parts += 1
+                self._put(Piece(text, tokens=self._tokens or self._parts))
+            if choice.finish_reason:
+                self._finish = "length" if choice.finish_reason == "length" else "stop"
+        return bool(self._finish)

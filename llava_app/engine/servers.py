@@ -36,6 +36,7 @@ class Server:
         self.name = urlsplit(url).netloc.rpartition("@")[2]
         self.known: tuple[str, ...] = ()  # models that it offers, or did when it answered last
         self.answers = False
+        self._counts: bool | None = None  # whether it takes stream_options; None before it was asked
         self.running = 0
         self._failed_at: deque[float] = deque(maxlen=100)  # on the monotonic clock
         self._named = (named,) if named else ()
@@ -63,10 +64,21 @@ class Server:
         return sum(at > since for at in self._failed_at)
 
     async def ask(self, request: dict[str, Any]) -> openai.AsyncStream[Any]:
-        """Its answer as it comes. Raises openai.APIError.
+        """Its answer as it comes, with the number of tokens where it gives that. Raises openai.APIError."""
+        if self._counts is False:
+            return await self._post(request)
+        try:
+            stream = await self._post(request | {"stream_options": {"include_usage": True}})
+            self._counts = True
+        except openai.APIStatusError as error:
+            if self._counts or error.status_code not in (400, 422):
+                raise
+            stream = await self._post(request)
+            self._counts = False
+        return stream
 
-        Where the connection breaks it is asked once more: one that was kept may have ended meanwhile.
-        """
+    async def _post(self, request: dict[str, Any]) -> openai.AsyncStream[Any]:
+        """Where the connection breaks it is asked once more: one that was kept may have ended meanwhile."""
         try:
             return await self.client.chat.completions.create(**request)
         except openai.APITimeoutError:
@@ -85,7 +97,7 @@ class Server:
             self.answers = error.status_code < 500
             self.known = self._named if self.answers else self.known
         except (openai.OpenAIError, ValueError, TypeError, AttributeError):  # silence, or no list of the protocol
-            self.answers = False
+            self.answers, self._counts = False, None  # it may come back as another program
         if bool(before) != bool(self.models):
             logger.warning("%s %s", self.name, f"offers {', '.join(self.models)}" if self.models else "is out of reach")
 

@@ -158,9 +158,7 @@ def as_typed(text: str) -> str:
     return re.sub(r"^ +", lambda spaces: "&nbsp;" * len(spaces[0]), text, flags=re.MULTILINE)
 
 
-def choices(
-    cards: dict[str, Card], is_away: Callable[[Card], bool] = lambda card: False
-) -> list[tuple[str, str]]:
+def choices(cards: dict[str, Card], is_away: Callable[[Card], bool] = lambda card: False) -> list[tuple[str, str]]:
     """The model list: what is shown, and the key it stands for. Models of one name are told apart by their folder;
     of one whose server is away that is said."""
     bearers = Counter(card.name for card in cards.values())
