@@ -15,8 +15,7 @@ import pytest
 
 from llava_app.checkpoints import DEMO, Card, built_in
 from llava_app.conversation import Conversation, Turn
-from llava_app.engine import Engine, Piece, Sampling
-from llava_app.engine import reading
+from llava_app.engine import Engine, Piece, Sampling, reading
 from llava_app.engine import servers as pool
 from llava_app.engine.local import LocalEngine
 from llava_app.engine.remote import RemoteEngine
@@ -226,6 +225,14 @@ def test_a_stream_that_is_left_open_after_the_finish_holds_the_answer_up_for_a_m
     with endless_server(finish="stop") as (url, gone), asking(url) as remote:
         assert said(remote, ASKED) == ("A ", "stop")
         assert gone.wait(PATIENCE)
+
+
+def test_a_server_that_does_not_keep_to_the_limit_is_not_heard_out() -> None:
+    asked: list[dict[str, Any]] = []
+    many = Broken(sse(*[said_chunk("word " * 100)] * 100))
+    with openai_server([many], asked) as url, asking(url) as remote:
+        text, finish = said(remote, ASKED, Sampling(max_new_tokens=10))
+    assert (len(text), finish) == (160, "length")
 
 
 def test_an_answer_cut_at_the_limit_says_so() -> None:

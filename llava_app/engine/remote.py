@@ -75,7 +75,7 @@ REFUSALS = (
 
 
 class RemoteEngine:
-    """Asks the least busy of the servers that offer the model of `card`; for one that fails before it answers, another."""
+    """Asks the least busy of the servers that offer the model of `card`, and another when that fails at once."""
 
     def __init__(self, card: Card, servers: Servers, *, time_limit: float = TIME_LIMIT) -> None:
         self.card = card
@@ -149,7 +149,7 @@ class RemoteEngine:
         answer breaks off, and ModelError when none can be reached."""
         failed: openai.APIError | None = None  # the first that says more than that nobody is there
         for server in self._servers.offering(self.card.source):
-            reading = Reading(outbox.put)
+            reading = Reading(outbox.put, request["max_tokens"])
             try:
                 with server.busy():
                     await reading.read(await server.ask(request))
