@@ -60,8 +60,11 @@ def sse(*chunks: dict[str, Any], done: bool = True) -> str:
 
 
 @contextmanager
-def endless_server(port: int = 0, *, finish: str | None = None) -> Iterator[tuple[str, threading.Event]]:
-    """Begins an answer and goes on until the client hangs up, which sets the event. Keeps no connection."""
+def endless_server(
+    port: int = 0, *, finish: str | None = None, dies: bool = False
+) -> Iterator[tuple[str, threading.Event]]:
+    """Begins an answer and goes on until the client hangs up, which sets the event, or `dies` after the first word.
+    Keeps no connection."""
     listener = socket.create_server(("127.0.0.1", port))
     gone = threading.Event()
 
@@ -81,7 +84,9 @@ def endless_server(port: int = 0, *, finish: str | None = None) -> Iterator[tupl
                 chunk = sse(said_chunk("A ", finish), done=False)
                 head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
                 connection.sendall(f"{head}{chunk}".encode())
-                while connection.recv(65536):  # the rest of the request, then nothing until the client hangs up
+                while not dies and connection.recv(
+                    65536
+                ):  # the rest of the request, then nothing until the client hangs up
                     pass
                 gone.set()
 
@@ -252,24 +257,72 @@ def test_an_answer_cut_at_the_limit_says_so() -> None:
         (Status(500, message="image input is not supported - provide the mmproj"), ModelError, "cannot see pictures"),
         (Status(422, message="Unexpected fields in the request: {'top_k'}"), ModelError, "one of the settings"),
         (Status(401), ModelError, "asks for a key"),
+        (Status(400, message="context_length_exceeded"), ContextError, "longer than"),
+        (Status(500, message="context canceled"), ModelError, r"failed \(code 500"),
+        (Status(500, message="CUDA error: failed to create context"), ModelError, r"failed \(code 500"),
+        (Status(400, message="At most 3 image(s) may be provided"), ModelError, "takes on its server is 3"),
+        (Status(404, message="The model `my-vision` does not exist."), ModelError, "does not know the model"),
+        (Cut("nothing"), ModelError, "broke off"),
         (Cut(), ModelError, "broke off"),
-        (Broken(), ModelError, "broke off"),
+        (Broken(), ModelError, "something else than the OpenAI protocol"),
+        (Broken("x" * 2_000_000), ModelError, "something else than the OpenAI protocol"),
+        (Broken("{}"), ModelError, "something else than the OpenAI protocol"),
+        (Broken('{"error": {"message": "maximum context length is 4096"}}'), ContextError, "longer than"),
+        (Broken('{"error": {"message": "no", "code": 429}}'), BusyError, "asked too much"),
+        (Broken('{"error": "out of memory"}'), ModelError, r"failed \(code 400"),
+        (Broken('data: {"error": {"message": "context size", "code": 400}}\n\n'), ContextError, "longer than"),
+        (Broken(sse(said_chunk("some"), {"error": {"message": "context canceled"}})), ModelError, r"failed \(code 500"),
         (Broken('data: {"choices": [{"del\n\n'), ModelError, "something else than the OpenAI protocol"),
         (Broken('data: {"choices": [{}]}\n\n'), ModelError, "something else than the OpenAI protocol"),
         (Broken('data: {"error": "out of memory"}\n\n'), ModelError, r"failed \(code 500"),
     ],
 )
-def test_what_goes_wrong_has_a_name(
-    reply: Any, error: type[UserError], message: str, pictures: list[Picture], caplog: pytest.LogCaptureFixture
+def test_what_goes_wrong_has_a_name(reply: Any, error: type[UserError], message: str, pictures: list[Picture]) -> None:
+    with openai_server([reply]) as url, asking(url) as remote, pytest.raises(error, match=message):
+        said(remote, Conversation().ask("What?", pictures[:1]))
+
+
+ECHO = {"detail": [{"type": "extra_forbidden", "msg": "Extra inputs", "input": "SECRET\nimage of a context window"}]}
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (Status(422, body=json.dumps(ECHO)), "one of the settings"),
+        (Status(500, message="SECRET\nforged"), "code 500"),
+        (Status(500, body="SECRET\nforged"), "code 500"),
+        (Status(429, body='{"error": {"type": "SECRET\\nforged", "code": "SECRET"}}'), "too much"),
+        (Broken(sse({"error": "SECRET\nforged"})), "code 500"),
+        (Broken('{"error": "SECRET"}'), "code 400"),
+        (Broken("data: SECRET\n\n"), "something else"),
+    ],
+)
+def test_the_log_has_codes_and_never_the_words_of_a_server(
+    reply: Any, message: str, pictures: list[Picture], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with openai_server([reply]) as url, asking(url) as remote, caplog.at_level(logging.WARNING):
-        with pytest.raises(error, match=message):
-            said(remote, Conversation().ask("What?", pictures[:1]))
-        assert said_in_log(reply, caplog.text)
+    caplog.set_level(logging.DEBUG, "llava_app")
+    with openai_server([reply]) as url, asking(url) as remote, pytest.raises(UserError, match=message):
+        said(remote, Conversation().ask("What?", pictures[:1]))
+    assert "SECRET" not in caplog.text
+    assert "forged" not in caplog.text
+    if isinstance(reply, Status):
+        assert f"code {reply.code}" in caplog.text
 
 
-def said_in_log(reply: Any, log: str) -> bool:
-    return not isinstance(reply, Status) or reply.message in log
+def test_a_name_that_would_forge_a_line_of_the_log_is_not_listed(caplog: pytest.LogCaptureFixture) -> None:
+    with openai_server(["x"], models=["good", "bad\nforged"]) as url, closing(Servers([url])) as servers:
+        assert [card.source for card in servers.cards()] == ["good"]
+    assert "forged" not in caplog.text
+
+
+def test_a_stream_that_ends_itself_after_the_text_is_whole_without_a_finish() -> None:
+    with openai_server([Broken(sse(said_chunk("all said")))]) as url, asking(url) as remote:
+        assert said(remote, ASKED) == ("all said", "stop")
+
+
+def test_a_stream_that_ends_with_its_connection_is_not() -> None:
+    with endless_server(dies=True) as (url, _), asking(url) as remote, pytest.raises(ModelError, match="broke off"):
+        said(remote, ASKED)
 
 
 def test_without_a_picture_no_server_is_said_to_be_blind() -> None:

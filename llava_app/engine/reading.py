@@ -1,6 +1,7 @@
 """One answer as a server streams it, taken apart into the pieces of an answer."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import openai
 from llava_app.engine import Piece
 
 AFTERWARDS = 1.0  # s that the count of tokens may come later than the end of the answer
+MOST_SAID = 1_000_000  # bytes in place of a stream
 LONG_TOKEN = 16  # characters; no text has more to a token on average
 
 
@@ -30,14 +32,15 @@ class Reading:
         self.phase = "reading"
         self._put(Piece("", phase=self.phase))
         async with stream:
+            await _check_kind(stream)
             try:
                 await self._chunks(stream)
             except (TimeoutError, openai.APIError):
                 if not self._finish:  # after it nothing is missed but the count
                     raise
-        if not self._finish:
+        if not self._finish and not (self._parts and _has_ended(stream)):
             raise openai.APIConnectionError(request=stream.response.request)
-        self._put(Piece("", self._finish, self._tokens or self._parts))
+        self._put(Piece("", self._finish or "stop", self._tokens or self._parts))
 
     async def _chunks(self, stream: openai.AsyncStream[Any]) -> None:
         """Take what comes until the stream ends, or raise TimeoutError AFTERWARDS after the finish."""
@@ -63,3 +66,28 @@ class Reading:
             if choice.finish_reason or not self._room:
                 self._finish = "length" if choice.finish_reason == "length" or not self._room else "stop"
         return bool(self._finish)
+
+
+def _has_ended(stream: openai.AsyncStream[Any]) -> bool:
+    """Whether the server itself has ended a stream that is over: where nothing marks the end of a body, a server that
+    died would look the same."""
+    return not {"transfer-encoding", "content-length"}.isdisjoint(stream.response.headers)
+
+
+async def _check_kind(stream: openai.AsyncStream[Any]) -> None:
+    """Raise what a server says in place of a stream, with code 200: openai.APIError, or ValueError for anything else
+    that is no stream."""
+    response = stream.response
+    if "json" not in response.headers.get("content-type", ""):
+        return
+    body = b""
+    try:
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > MOST_SAID:
+                break
+    except Exception as error:  # of httpx or httpx2, as the version of openai is
+        raise openai.APIConnectionError(request=response.request) from error
+    said = json.loads(body)["error"]
+    told = {"code": 400} | (said if isinstance(said, dict) else {"message": said})
+    raise openai.APIError("no stream", response.request, body=told)

@@ -91,7 +91,8 @@ class Server:
         before = self.models
         try:
             listed = await self.client.with_options(timeout=CONNECT).models.list()
-            self.known = tuple(dict.fromkeys((*self._named, *(model.id for model in listed.data))))
+            offered = (model.id for model in listed.data if model.id.isprintable())  # names go into lists and the log
+            self.known = tuple(dict.fromkeys((*self._named, *offered)))
             self.answers = True
         except openai.APIStatusError as error:  # it is about to start, or answers but has no list
             self.answers = error.status_code < 500
