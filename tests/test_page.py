@@ -209,10 +209,20 @@ def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
 ) -> None:
     before = asked(handlers, "First?")
     with caplog.at_level(logging.ERROR), pytest.warns(UserWarning, match="error id [0-9a-f]{8}") as told:
-        talk, shown, box = last(handlers, "send", message("What?"), before, "run/Faulty", *SHORT)
-    assert (talk, len(shown), box["value"]["text"]) == (before, 2, "What?")
+        last(handlers, "send", message("What?"), before, "run/Faulty", *SHORT)
     assert "secret" not in str(told[0].message)
     assert "secret" in caplog.text
+
+
+def test_what_was_written_before_a_failure_stays_and_is_marked(handlers: Handlers) -> None:
+    before = asked(handlers, "First?")
+    with pytest.warns(UserWarning, match="error id"):
+        talk, shown, box = last(handlers, "send", message("What?"), before, "run/Faulty", *SHORT)
+    turn = talk.conversation.turns[-1]
+    assert (turn.question, turn.answer, turn.finish) == ("What?", "Two words", "failed")
+    assert "broke off" in shown[-1]["content"][-1]["value"]
+    assert not box["value"]  # the question is in the conversation
+    assert handlers.live.get(talk.key) == talk
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,11 @@ class Talk:
         written = self.conversation.turns[-1].answer or ""
         return replace(self, conversation=self.conversation.answer(written, "stopped"), notes=(*self.notes, Notes()))
 
+    def broken_off(self) -> Self:
+        """The talk, whose last answer broke off where it is."""
+        written = self.conversation.turns[-1].answer or ""
+        return replace(self, conversation=self.conversation.retry().answer(written, "failed"))
+
     def advance(self, progress: Progress) -> Self:
         """This open talk with as much of the answer as has come."""
         about = Notes(progress.seconds_to_first, progress.tokens_per_second, progress.left_out)
