@@ -19,13 +19,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Status:
-    """An error of the protocol: 429, 500, 401 …; `retry_after` in seconds goes into the header of that name; `body`
-    stands in place of the protocol's."""
+    """An error of the protocol: 429, 500, 401 …; `retry_after` in seconds and `location` go into the headers of these
+    names; `body` stands in place of the protocol's."""
 
     code: int
     retry_after: float | None = None
     message: str = "scripted fault"
     body: str | None = None
+    location: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         reply = self.server.reply_to(request)
         if isinstance(reply, Status):
             retry = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
-            self._send(reply.code, reply.body or {"error": {"message": reply.message, "type": "scripted"}}, retry)
+            elsewhere = {} if reply.location is None else {"Location": reply.location}
+            said = reply.body or {"error": {"message": reply.message, "type": "scripted"}}
+            self._send(reply.code, said, retry | elsewhere)
         elif isinstance(reply, Broken):
             kind = "text/event-stream" if reply.body.startswith("data:") else "application/json"
             self._send(200, reply.body, {"Content-Type": kind})

@@ -315,6 +315,18 @@ def test_a_name_that_would_forge_a_line_of_the_log_is_not_listed(caplog: pytest.
     assert "forged" not in caplog.text
 
 
+@pytest.mark.parametrize("code", [302, 307])
+def test_no_question_follows_a_redirect(code: int) -> None:
+    asked: list[dict[str, Any]] = []
+    with openai_server(["stolen"], asked) as other:
+        there = Status(code, location=f"{other}/chat/completions")
+        with openai_server([there]) as url, asking(url) as remote, pytest.raises(ModelError, match="does not follow"):
+            said(remote, ASKED)
+        with openai_server([there]) as url, openai_server(["here"]) as well, asking(url, well) as twin:
+            assert said(twin, ASKED) == ("here", "stop")
+    assert asked == []
+
+
 def test_a_stream_that_ends_itself_after_the_text_is_whole_without_a_finish() -> None:
     with openai_server([Broken(sse(said_chunk("all said")))]) as url, asking(url) as remote:
         assert said(remote, ASKED) == ("all said", "stop")

@@ -32,10 +32,18 @@ class Refusal:
     pictures: bool = False  # only where pictures were sent
 
 
+REDIRECTS = (301, 302, 303, 307, 308)
 UNKNOWN = "The server does not know the model {name} any more. Choose another one."
 # The words are those of vLLM, SGLang, llama.cpp, Ollama, TGI and transformers serve.
 REFUSALS = (
     Refusal((429,), "", BusyError, "{name} is asked too much at the moment. Wait a little, then send again."),
+    Refusal(
+        REDIRECTS,
+        "",
+        ModelError,
+        "The server of {name} sends questions on to another address, where this app does not follow. Give --server the "
+        "address itself.",
+    ),
     Refusal(
         (400, 413, 422),
         r"context[ _](length|size|window)|too long|max_new_tokens.*<=|maximum.*tokens",

@@ -15,7 +15,7 @@ from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation, Turn
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.reading import Reading
-from llava_app.engine.refusals import code_of, loggable, refused
+from llava_app.engine.refusals import REDIRECTS, code_of, loggable, refused
 from llava_app.engine.servers import Servers
 from llava_app.errors import ModelError, UserError
 from llava_app.images import Picture
@@ -183,7 +183,7 @@ def _may_another_do_better(error: Exception) -> bool:
     """Whether it is the server that is at fault, and not the question."""
     if not isinstance(error, openai.APIError) or isinstance(error, openai.APIConnectionError):
         return True
-    return code_of(error) >= 500 or code_of(error) in (404, 429)
+    return code_of(error) >= 500 or code_of(error) in (404, 429, *REDIRECTS)
 
 
 def _told(error: UserError, cause: Exception) -> UserError:

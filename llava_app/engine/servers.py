@@ -42,7 +42,8 @@ class Server:
         self._named = (named,) if named else ()
         # A server of one's own needs no key, and a key for another service is not to be sent to it.
         timeout = openai.Timeout(silence, connect=CONNECT)
-        self.client = openai.AsyncOpenAI(base_url=url, api_key="none", timeout=timeout, max_retries=0)
+        here = openai.DefaultAsyncHttpxClient(follow_redirects=False)  # what is asked goes to this address alone
+        self.client = openai.AsyncOpenAI(base_url=url, api_key="none", timeout=timeout, max_retries=0, http_client=here)
 
     @contextmanager
     def busy(self) -> Iterator[None]:
