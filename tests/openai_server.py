@@ -64,10 +64,14 @@ Replies = Sequence[Reply] | Callable[[dict[str, Any]], Reply]
 
 @contextmanager
 def openai_server(
-    replies: Replies, asked: list[dict[str, Any]] | None = None, *, models: Sequence[str] = ("scripted",)
+    replies: Replies,
+    asked: list[dict[str, Any]] | None = None,
+    *,
+    models: Sequence[str] = ("scripted",),
+    listing: threading.Event | None = None,
 ) -> Iterator[str]:
-    """Serve on a free port and list `models`; gives the base URL, which ends in /v1."""
-    server = _Server(replies, [] if asked is None else asked, models)
+    """Serve on a free port and list `models`, not before `listing`; gives the base URL, which ends in /v1."""
+    server = _Server(replies, [] if asked is None else asked, models, listing)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -80,11 +84,14 @@ def openai_server(
 
 
 class _Server(ThreadingHTTPServer):
-    def __init__(self, replies: Replies, asked: list[dict[str, Any]], models: Sequence[str]) -> None:
+    def __init__(
+        self, replies: Replies, asked: list[dict[str, Any]], models: Sequence[str], listing: threading.Event | None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.replies = replies
         self.asked = asked
         self.models = models
+        self.listing = listing
         self.closing = threading.Event()
         self.lock = threading.Lock()
 
@@ -103,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        if self.server.listing:
+            self.server.listing.wait()
         self._send(200, {"object": "list", "data": [{"id": model, "object": "model"} for model in self.server.models]})
 
     def do_POST(self) -> None:

@@ -472,6 +472,33 @@ def test_a_model_is_listed_once_and_one_that_a_server_does_not_list_can_be_named
     assert (cards["org/model"].name, cards["org/model"].kind) == ("model", "server")
 
 
+def test_a_server_that_takes_its_time_to_list_its_models_is_not_waited_for_and_not_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "CONNECT", 0.5)
+    monkeypatch.setattr(pool, "LOOK", 600)
+    listing = threading.Event()
+    with openai_server(["here"], listing=listing) as url, closing(Servers([url])) as servers:
+        assert servers.cards() == []
+        listing.set()
+        wait_for(lambda: bool(servers.offering(MODEL)))
+
+
+def test_strangers_are_not_told_where_a_model_runs_and_lies() -> None:
+    from llava_app.ui.models import Models
+
+    paths = ("/home/alice/secret/mine", "/srv/secret/mine", r"C:\secret\mine.gguf")
+    with openai_server(["x"], models=[*paths, "org/mine"]) as url, closing(Servers([url])) as servers:
+        cards = servers.cards(public=True)
+        models = Models(pytest.fail, pytest.fail, runs=Path("nowhere"), elsewhere=lambda: cards)
+    assert [card.name for card in cards] == ["mine", "mine", "mine.gguf", "mine"]
+    assert {card.about for card in cards} == {"Runs on a server."}
+    keys = {key: card.source for key, card in models.cards().items() if card.kind == "server"}
+    assert list(keys.values()) == [*paths, "org/mine"]
+    assert list(keys)[-1] == "org/mine"
+    assert all(key.startswith("server/mine") and "secret" not in key for key in list(keys)[:-1])
+
+
 @pytest.mark.parametrize("address", ["host:8000", "ftp://host/v1", "http://", ""])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="is no address of a server"):

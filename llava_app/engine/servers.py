@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +18,8 @@ from llava_app.checkpoints import Card
 from llava_app.errors import UserError
 
 LOOK = 10.0  # s between two looks at whether a server answers and what it offers
-CONNECT = 3.0  # s that a connection may take
+CONNECT = 3.0  # s that a connection may take, and that the page waits for the first lists of models
+LISTING = 10.0  # s that a list of models may take
 SILENCE = 120.0  # s that a server may say nothing; the first word waits for the whole prompt
 RECENT = 60.0  # s for which a failure puts a server behind the others
 
@@ -91,14 +93,16 @@ class Server:
         """Find out whether the server answers and which models it offers."""
         before = self.models
         try:
-            listed = await self.client.with_options(timeout=CONNECT).models.list()
+            async with asyncio.timeout(LISTING):
+                listed = await self.client.models.list()
             offered = (model.id for model in listed.data if model.id.isprintable())  # names go into lists and the log
-            self.known = tuple(dict.fromkeys((*self._named, *offered)))
-            self.answers = True
-        except openai.APIStatusError as error:  # it is about to start, or answers but has no list
-            self.answers = error.status_code < 500
-            self.known = self._named if self.answers else self.known
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError):  # silence, or no list of the protocol
+            self.known, self.answers = tuple(dict.fromkeys((*self._named, *offered))), True
+        except openai.APIStatusError as error:
+            if error.status_code >= 500:  # it is about to start
+                self.answers = False
+            elif error.status_code != 429:  # it answers, but has no list
+                self.known, self.answers = self._named, True
+        except (TimeoutError, openai.OpenAIError, ValueError, TypeError, AttributeError):  # no list of the protocol
             self.answers, self._counts = False, None  # it may come back as another program
         if bool(before) != bool(self.models):
             logger.warning("%s %s", self.name, f"offers {', '.join(self.models)}" if self.models else "is out of reach")
@@ -113,15 +117,15 @@ class Servers:
     """All servers of this process, and the thread that talks to them. Methods may be called from any thread."""
 
     def __init__(self, addresses: Sequence[str], *, silence: float = SILENCE) -> None:
-        """Waits for the first look at each, which takes CONNECT seconds at most. Raises UserError for a bad address."""
+        """Waits for the first look at each, CONNECT seconds at most. Raises UserError for a bad address."""
         self._servers = [Server(address, silence=silence) for address in addresses]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
-        self.start(self.look()).result()
+        wait([self.start(server.look()) for server in self._servers], CONNECT)
         for server in self._servers:
             if not server.models:
-                logger.warning("%s does not answer. Its models are listed as soon as it does.", server.name)
+                logger.warning("%s offers no models yet. They are listed as soon as it does.", server.name)
         self.start(self._look_again())
 
     def start(self, work: Coroutine[Any, Any, None]) -> "Future[None]":
@@ -137,21 +141,24 @@ class Servers:
             await asyncio.sleep(LOOK)
             await self.look()
 
-    def cards(self) -> list[Card]:
-        """The models of all servers, each once, however many offer it; also of those that do not answer any more."""
+    def cards(self, *, public: bool = False) -> list[Card]:
+        """The models of all servers, each once, however many offer it; also of those that do not answer any more.
+
+        On a `public` page they do not say where they run.
+        """
         hosts: dict[str, list[str]] = {}
         for server in self._servers:
             for model in server.known:
                 hosts.setdefault(model, []).append(server.name)
         return [
             Card(
-                name=model.rstrip("/").rpartition("/")[2],
+                name=re.split(r"[/\\]", model.rstrip("/\\"))[-1],
                 source=model,
                 kind="server",
                 stage="instruct",
                 template="",
                 image_mode="",
-                about=f"Runs on {' and '.join(names)}.",
+                about="Runs on a server." if public else f"Runs on {' and '.join(names)}.",
             )
             for model, names in hosts.items()
         ]

@@ -8,6 +8,7 @@ and its engine is closed. The built-in models are small and stay, and those on s
 import math
 import queue
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -293,6 +294,10 @@ def _pinned_key(card: Card) -> str:
 
 
 def _key(card: Card) -> str:
+    """A name of the Hub or of a server as it is. Where a server's files lie is nobody's business: of such a name only
+    the end, and a number that tells it from others with the same end."""
+    if card.kind == "server" and (card.source.startswith(("/", "~", ".")) or "\\" in card.source):
+        return f"server/{card.name}-{zlib.crc32(card.source.encode()):08x}"
     return card.source if card.kind in ("hub", "server") else f"{card.kind}/{Path(card.source).name}"
 
 
