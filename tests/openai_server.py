@@ -19,11 +19,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Status:
-    """An error of the protocol: 429, 500, 401 …; `retry_after` in seconds goes into the header of that name."""
+    """An error of the protocol: 429, 500, 401 …; `retry_after` in seconds and `location` go into the headers of these
+    names; `body` stands in place of the protocol's."""
 
     code: int
     retry_after: float | None = None
     message: str = "scripted fault"
+    body: str | None = None
+    location: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,15 @@ Replies = Sequence[Reply] | Callable[[dict[str, Any]], Reply]
 
 
 @contextmanager
-def openai_server(replies: Replies, asked: list[dict[str, Any]] | None = None) -> Iterator[str]:
-    """Serve on a free port; gives the base URL, which ends in /v1."""
-    server = _Server(replies, [] if asked is None else asked)
+def openai_server(
+    replies: Replies,
+    asked: list[dict[str, Any]] | None = None,
+    *,
+    models: Sequence[str] = ("scripted",),
+    listing: threading.Event | None = None,
+) -> Iterator[str]:
+    """Serve on a free port and list `models`, not before `listing`; gives the base URL, which ends in /v1."""
+    server = _Server(replies, [] if asked is None else asked, models, listing)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -75,10 +84,14 @@ def openai_server(replies: Replies, asked: list[dict[str, Any]] | None = None) -
 
 
 class _Server(ThreadingHTTPServer):
-    def __init__(self, replies: Replies, asked: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, replies: Replies, asked: list[dict[str, Any]], models: Sequence[str], listing: threading.Event | None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.replies = replies
         self.asked = asked
+        self.models = models
+        self.listing = listing
         self.closing = threading.Event()
         self.lock = threading.Lock()
 
@@ -97,16 +110,21 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        self._send(200, {"object": "list", "data": [{"id": "scripted", "object": "model"}]})
+        if self.server.listing:
+            self.server.listing.wait()
+        self._send(200, {"object": "list", "data": [{"id": model, "object": "model"} for model in self.server.models]})
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         reply = self.server.reply_to(request)
         if isinstance(reply, Status):
             retry = {} if reply.retry_after is None else {"Retry-After": str(reply.retry_after)}
-            self._send(reply.code, {"error": {"message": reply.message, "type": "scripted"}}, retry)
+            elsewhere = {} if reply.location is None else {"Location": reply.location}
+            said = reply.body or {"error": {"message": reply.message, "type": "scripted"}}
+            self._send(reply.code, said, retry | elsewhere)
         elif isinstance(reply, Broken):
-            self._send(200, reply.body)
+            kind = "text/event-stream" if reply.body.startswith("data:") else "application/json"
+            self._send(200, reply.body, {"Content-Type": kind})
         else:
             self._answer(request, reply)
 

@@ -209,10 +209,20 @@ def test_a_fault_is_told_by_number_and_explained_only_in_the_log(
 ) -> None:
     before = asked(handlers, "First?")
     with caplog.at_level(logging.ERROR), pytest.warns(UserWarning, match="error id [0-9a-f]{8}") as told:
-        talk, shown, box = last(handlers, "send", message("What?"), before, "run/Faulty", *SHORT)
-    assert (talk, len(shown), box["value"]["text"]) == (before, 2, "What?")
+        last(handlers, "send", message("What?"), before, "run/Faulty", *SHORT)
     assert "secret" not in str(told[0].message)
     assert "secret" in caplog.text
+
+
+def test_what_was_written_before_a_failure_stays_and_is_marked(handlers: Handlers) -> None:
+    before = asked(handlers, "First?")
+    with pytest.warns(UserWarning, match="error id"):
+        talk, shown, box = last(handlers, "send", message("What?"), before, "run/Faulty", *SHORT)
+    turn = talk.conversation.turns[-1]
+    assert (turn.question, turn.answer, turn.finish) == ("What?", "Two words", "failed")
+    assert "broke off" in shown[-1]["content"][-1]["value"]
+    assert not box["value"]  # the question is in the conversation
+    assert handlers.live.get(talk.key) == talk
 
 
 @pytest.mark.parametrize(
@@ -537,11 +547,11 @@ def test_choosing_a_model_that_is_gone_says_so(handlers: Handlers) -> None:
 
 
 def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handlers: Handlers, runs: Path) -> None:
-    listed, update = Picker(handlers.models).refresh([], "run/tiny")
+    listed, update, _ = Picker(handlers.models).refresh([], "run/tiny")
     assert "value" not in update
     assert Picker(handlers.models).refresh(listed, "run/tiny")[1].keys() == {"__type__"}
     shutil.copytree(runs / "tiny", runs / "later")
-    now, update = Picker(handlers.models).refresh(listed, "run/tiny")
+    now, update, _ = Picker(handlers.models).refresh(listed, "run/tiny")
     shutil.rmtree(runs / "later")
     assert len(now) == len(listed) + 1
     assert "value" not in update
@@ -549,7 +559,7 @@ def test_the_list_is_touched_only_when_it_changed_and_keeps_the_selection(handle
 
 def test_a_selection_that_is_gone_moves_to_the_first_model(handlers: Handlers) -> None:
     with pytest.warns(UserWarning, match="“gone” is gone"):
-        now, update = Picker(handlers.models).refresh([], "gone")
+        now, update, _ = Picker(handlers.models).refresh([], "gone")
     assert update["value"] == now[0][1]
 
 

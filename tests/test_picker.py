@@ -114,3 +114,40 @@ def test_only_a_model_of_the_list_can_be_chosen_in_the_table(tmp_path: Path, for
     picker = Picker(Models(lambda card: Ready(None, ""), lambda: (built_in(), ""), runs=tmp_path))
     assert picker.use(SimpleNamespace(_data={"model": "built-in/memeworld"}))["value"] == "built-in/memeworld"
     assert "value" not in picker.use(SimpleNamespace(_data=forged))
+
+
+def test_a_model_stays_chosen_while_its_server_is_away_and_says_so(tmp_path: Path) -> None:
+    here, far = {"twin"}, Card("twin", "twin", "server", "instruct", "", "", about="Runs on a server.")
+    models = Models(
+        lambda card: Ready(None, "It runs."),
+        lambda: (far, ""),
+        runs=tmp_path,
+        elsewhere=lambda: [far],
+        reaches=lambda card: card.source in here,
+    )
+    models.start()
+    picker = Picker(models)
+    assert models.first.result(30) == "twin"
+    assert "status ready" in list(picker.choose("twin"))[-1]
+    listed, _, line = picker.refresh([], "twin")
+    assert ("twin · on a server", "twin") in listed
+    assert (models.state, "Runs on a server." in line) == ("ready", True)
+    here.clear()
+    away, update, line = picker.refresh(listed, "twin")
+    assert ("twin · on a server that cannot be reached", "twin") in away
+    assert "value" not in update
+    assert "The server of twin cannot be reached." in line
+    assert "status failed" in list(picker.choose("twin"))[-1]
+    assert models.state == "failed"
+    here.add("twin")
+    assert "status ready" in picker.refresh(away, "twin")[2]
+
+
+def test_the_model_to_start_with_keeps_its_key_when_its_server_offers_another(tmp_path: Path) -> None:
+    far = Card("fake", "org/fake", "server", "instruct", "", "")
+    offered = [far]
+    models = Models(lambda card: Ready(None, ""), lambda: (far, ""), runs=tmp_path, elsewhere=lambda: list(offered))
+    models.start()
+    assert models.first.result(30) == "org/fake"
+    offered.clear()
+    assert models.card("org/fake") == far

@@ -15,7 +15,7 @@ import pytest
 
 from llava_app.checkpoints import DEMO, Card, built_in
 from llava_app.conversation import Conversation, Turn
-from llava_app.engine import Engine, Piece, Sampling
+from llava_app.engine import Engine, Piece, Sampling, reading
 from llava_app.engine import servers as pool
 from llava_app.engine.local import LocalEngine
 from llava_app.engine.remote import RemoteEngine
@@ -50,9 +50,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def said_chunk(text: str, finish: str | None = None) -> dict[str, Any]:
+    return {"id": "1", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+def sse(*chunks: dict[str, Any], done: bool = True) -> str:
+    """What a server streams."""
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + ("data: [DONE]\n\n" if done else "")
+
+
 @contextmanager
-def endless_server(port: int = 0) -> Iterator[tuple[str, threading.Event]]:
-    """Begins an answer and goes on until the client hangs up, which sets the event. Keeps no connection."""
+def endless_server(
+    port: int = 0, *, finish: str | None = None, dies: bool = False
+) -> Iterator[tuple[str, threading.Event]]:
+    """Begins an answer and goes on until the client hangs up, which sets the event, or `dies` after the first word.
+    Keeps no connection."""
     listener = socket.create_server(("127.0.0.1", port))
     gone = threading.Event()
 
@@ -69,10 +81,12 @@ def endless_server(port: int = 0) -> Iterator[tuple[str, threading.Event]]:
                     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
                     connection.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
                     continue
-                chunk = json.dumps({"id": "1", "choices": [{"index": 0, "delta": {"content": "A "}}]})
+                chunk = sse(said_chunk("A ", finish), done=False)
                 head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-                connection.sendall(f"{head}data: {chunk}\n\n".encode())
-                while connection.recv(65536):  # the rest of the request, then nothing until the client hangs up
+                connection.sendall(f"{head}{chunk}".encode())
+                while not dies and connection.recv(
+                    65536
+                ):  # the rest of the request, then nothing until the client hangs up
                     pass
                 gone.set()
 
@@ -156,7 +170,7 @@ def test_the_request_is_the_conversation_with_its_pictures_as_they_are(pictures:
         {"role": "user", "content": [{"type": "text", "text": "C?"}]},
     ]
     plain = {"model": MODEL, "stream": True, "temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "seed": 3}
-    assert request == plain | {"stop": ["###"]}
+    assert request == plain | {"stop": ["###"], "stream_options": {"include_usage": True}}
 
 
 def test_a_clip_is_sent_as_eight_of_its_frames_and_that_is_said() -> None:
@@ -177,6 +191,55 @@ def test_what_is_not_of_the_protocol_is_sent_only_when_it_is_asked_for() -> None
     assert (asked[0]["repetition_penalty"], asked[0]["top_k"]) == (1.5, 4)
 
 
+def tokens(engine: Engine) -> int:
+    return list(engine.answer(ASKED, GREEDY))[-1].tokens
+
+
+def test_tokens_are_those_that_the_server_counts() -> None:
+    usage = {"choices": [], "usage": {"completion_tokens": 7}}
+    counted = Broken(sse(said_chunk("two "), said_chunk("words"), said_chunk("", "stop"), usage))
+    with openai_server([counted]) as url, asking(url) as remote:
+        pieces = list(remote.answer(ASKED, GREEDY))
+    assert [piece.tokens for piece in pieces if piece.text] == [1, 2]
+    assert (pieces[-1].finish, pieces[-1].tokens) == ("stop", 7)
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_server_that_does_not_count_is_asked_without_and_its_pieces_are_counted(code: int) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def reply(request: dict[str, Any]) -> Any:
+        return Status(code, message="Unknown field") if "stream_options" in request else "three words here"
+
+    with openai_server(reply, asked) as url, asking(url) as remote:
+        assert [tokens(remote), tokens(remote)] == [3, 3]
+    assert ["stream_options" in request for request in asked] == [True, False, False]
+
+
+@pytest.mark.parametrize("end", ["", 'data: {"error": "too late"}\n\n'])
+def test_what_follows_the_finish_cannot_spoil_the_answer(end: str) -> None:
+    whole = Broken(sse(said_chunk("whole"), said_chunk("", "stop"), done=False) + end)
+    with openai_server([whole]) as url, asking(url) as remote:
+        assert said(remote, ASKED) == ("whole", "stop")
+
+
+def test_a_stream_that_is_left_open_after_the_finish_holds_the_answer_up_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "AFTERWARDS", 0.1)
+    with endless_server(finish="stop") as (url, gone), asking(url) as remote:
+        assert said(remote, ASKED) == ("A ", "stop")
+        assert gone.wait(PATIENCE)
+
+
+def test_a_server_that_does_not_keep_to_the_limit_is_not_heard_out() -> None:
+    asked: list[dict[str, Any]] = []
+    many = Broken(sse(*[said_chunk("word " * 100)] * 100))
+    with openai_server([many], asked) as url, asking(url) as remote:
+        text, finish = said(remote, ASKED, Sampling(max_new_tokens=10))
+    assert (len(text), finish) == (160, "length")
+
+
 def test_an_answer_cut_at_the_limit_says_so() -> None:
     with openai_server([Long("and so on")]) as url, asking(url) as remote:
         assert said(remote, ASKED) == ("and so on", "length")
@@ -194,24 +257,84 @@ def test_an_answer_cut_at_the_limit_says_so() -> None:
         (Status(500, message="image input is not supported - provide the mmproj"), ModelError, "cannot see pictures"),
         (Status(422, message="Unexpected fields in the request: {'top_k'}"), ModelError, "one of the settings"),
         (Status(401), ModelError, "asks for a key"),
+        (Status(400, message="context_length_exceeded"), ContextError, "longer than"),
+        (Status(500, message="context canceled"), ModelError, r"failed \(code 500"),
+        (Status(500, message="CUDA error: failed to create context"), ModelError, r"failed \(code 500"),
+        (Status(400, message="At most 3 image(s) may be provided"), ModelError, "takes on its server is 3"),
+        (Status(404, message="The model `my-vision` does not exist."), ModelError, "does not know the model"),
+        (Cut("nothing"), ModelError, "broke off"),
         (Cut(), ModelError, "broke off"),
-        (Broken(), ModelError, "broke off"),
+        (Broken(), ModelError, "something else than the OpenAI protocol"),
+        (Broken("x" * 2_000_000), ModelError, "something else than the OpenAI protocol"),
+        (Broken("{}"), ModelError, "something else than the OpenAI protocol"),
+        (Broken('{"error": {"message": "maximum context length is 4096"}}'), ContextError, "longer than"),
+        (Broken('{"error": {"message": "no", "code": 429}}'), BusyError, "asked too much"),
+        (Broken('{"error": "out of memory"}'), ModelError, r"failed \(code 400"),
+        (Broken('data: {"error": {"message": "context size", "code": 400}}\n\n'), ContextError, "longer than"),
+        (Broken(sse(said_chunk("some"), {"error": {"message": "context canceled"}})), ModelError, r"failed \(code 500"),
         (Broken('data: {"choices": [{"del\n\n'), ModelError, "something else than the OpenAI protocol"),
         (Broken('data: {"choices": [{}]}\n\n'), ModelError, "something else than the OpenAI protocol"),
         (Broken('data: {"error": "out of memory"}\n\n'), ModelError, r"failed \(code 500"),
     ],
 )
-def test_what_goes_wrong_has_a_name(
-    reply: Any, error: type[UserError], message: str, pictures: list[Picture], caplog: pytest.LogCaptureFixture
+def test_what_goes_wrong_has_a_name(reply: Any, error: type[UserError], message: str, pictures: list[Picture]) -> None:
+    with openai_server([reply]) as url, asking(url) as remote, pytest.raises(error, match=message):
+        said(remote, Conversation().ask("What?", pictures[:1]))
+
+
+ECHO = {"detail": [{"type": "extra_forbidden", "msg": "Extra inputs", "input": "SECRET\nimage of a context window"}]}
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (Status(422, body=json.dumps(ECHO)), "one of the settings"),
+        (Status(500, message="SECRET\nforged"), "code 500"),
+        (Status(500, body="SECRET\nforged"), "code 500"),
+        (Status(429, body='{"error": {"type": "SECRET\\nforged", "code": "SECRET"}}'), "too much"),
+        (Broken(sse({"error": "SECRET\nforged"})), "code 500"),
+        (Broken('{"error": "SECRET"}'), "code 400"),
+        (Broken("data: SECRET\n\n"), "something else"),
+    ],
+)
+def test_the_log_has_codes_and_never_the_words_of_a_server(
+    reply: Any, message: str, pictures: list[Picture], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with openai_server([reply]) as url, asking(url) as remote, caplog.at_level(logging.WARNING):
-        with pytest.raises(error, match=message):
-            said(remote, Conversation().ask("What?", pictures[:1]))
-        assert said_in_log(reply, caplog.text)
+    caplog.set_level(logging.DEBUG, "llava_app")
+    with openai_server([reply]) as url, asking(url) as remote, pytest.raises(UserError, match=message):
+        said(remote, Conversation().ask("What?", pictures[:1]))
+    assert "SECRET" not in caplog.text
+    assert "forged" not in caplog.text
+    if isinstance(reply, Status):
+        assert f"code {reply.code}" in caplog.text
 
 
-def said_in_log(reply: Any, log: str) -> bool:
-    return not isinstance(reply, Status) or reply.message in log
+def test_a_name_that_would_forge_a_line_of_the_log_is_not_listed(caplog: pytest.LogCaptureFixture) -> None:
+    with openai_server(["x"], models=["good", "bad\nforged"]) as url, closing(Servers([url])) as servers:
+        assert [card.source for card in servers.cards()] == ["good"]
+    assert "forged" not in caplog.text
+
+
+@pytest.mark.parametrize("code", [302, 307])
+def test_no_question_follows_a_redirect(code: int) -> None:
+    asked: list[dict[str, Any]] = []
+    with openai_server(["stolen"], asked) as other:
+        there = Status(code, location=f"{other}/chat/completions")
+        with openai_server([there]) as url, asking(url) as remote, pytest.raises(ModelError, match="does not follow"):
+            said(remote, ASKED)
+        with openai_server([there]) as url, openai_server(["here"]) as well, asking(url, well) as twin:
+            assert said(twin, ASKED) == ("here", "stop")
+    assert asked == []
+
+
+def test_a_stream_that_ends_itself_after_the_text_is_whole_without_a_finish() -> None:
+    with openai_server([Broken(sse(said_chunk("all said")))]) as url, asking(url) as remote:
+        assert said(remote, ASKED) == ("all said", "stop")
+
+
+def test_a_stream_that_ends_with_its_connection_is_not() -> None:
+    with endless_server(dies=True) as (url, _), asking(url) as remote, pytest.raises(ModelError, match="broke off"):
+        said(remote, ASKED)
 
 
 def test_without_a_picture_no_server_is_said_to_be_blind() -> None:
@@ -283,7 +406,50 @@ def test_a_dead_server_is_left_out_and_comes_back(monkeypatch: pytest.MonkeyPatc
             time.sleep(0.3)  # the look that is due
         assert servers.offering(MODEL)[0].name == late[7:-3]  # nobody has noticed
         assert said(RemoteEngine(servers.cards()[0], servers), ASKED) == ("here", "stop")
-        assert [server.name for server in servers.offering(MODEL)] == [alive[7:-3]]
+        wait_for(lambda: [server.name for server in servers.offering(MODEL)] == [alive[7:-3]])
+
+
+def test_the_models_of_a_server_that_went_away_stay_in_the_list() -> None:
+    with endless_server() as (url, _):
+        servers = Servers([url])
+        listed = servers.cards()
+        assert [card.source for card in listed] == [MODEL]
+        assert servers.offering(MODEL)
+    with closing(servers):
+        servers.start(servers.look()).result(PATIENCE)
+        assert (servers.cards(), servers.offering(MODEL)) == (listed, [])
+        with pytest.raises(ModelError, match="No server with scripted can be reached"):
+            said(RemoteEngine(listed[0], servers), ASKED)
+
+
+@pytest.mark.parametrize("fault", [Status(503, message="Loading model"), Status(429), Status(404), Broken()])
+def test_a_server_that_fails_at_once_does_not_swallow_the_questions(fault: Any) -> None:
+    asked: list[dict[str, Any]] = []
+    with openai_server([fault], asked) as failing, openai_server(["here"]) as well, asking(failing, well) as twin:
+        assert [said(twin, ASKED) for _ in range(4)] == [("here", "stop")] * 4
+    assert len(asked) == 1
+
+
+def test_the_question_s_own_fault_is_told_by_the_first_server() -> None:
+    asked: list[dict[str, Any]] = []
+    with (
+        openai_server([Status(401)]) as one,
+        openai_server(["no"], asked) as two,
+        asking(one, two) as both,
+        pytest.raises(ModelError, match="asks for a key"),
+    ):
+        said(both, ASKED)
+    assert asked == []
+
+
+def test_when_every_server_fails_the_first_that_says_why_is_told() -> None:
+    with (
+        openai_server([Status(429)]) as busy,
+        openai_server([Status(500)]) as faulty,
+        asking(busy, faulty) as both,
+        pytest.raises(BusyError, match="asked too much"),
+    ):
+        said(both, ASKED)
 
 
 def test_when_nobody_takes_the_connection_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -291,7 +457,7 @@ def test_when_nobody_takes_the_connection_that_is_said(caplog: pytest.LogCapture
         servers = Servers([url])
     with closing(servers), pytest.raises(ModelError, match="No server with scripted can be reached"):
         said(RemoteEngine(servers.cards()[0], servers), ASKED)
-    assert caplog.text.count("does not take the connection") == 2  # tried again once
+    assert "gave no answer" in caplog.text
 
 
 def test_a_model_is_listed_once_and_one_that_a_server_does_not_list_can_be_named() -> None:
@@ -304,6 +470,33 @@ def test_a_model_is_listed_once_and_one_that_a_server_does_not_list_can_be_named
     assert list(cards) == [MODEL, "org/model"]
     assert cards[MODEL].about == f"Runs on {one[7:-3]} and {two[7:-3]}."
     assert (cards["org/model"].name, cards["org/model"].kind) == ("model", "server")
+
+
+def test_a_server_that_takes_its_time_to_list_its_models_is_not_waited_for_and_not_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "CONNECT", 0.5)
+    monkeypatch.setattr(pool, "LOOK", 600)
+    listing = threading.Event()
+    with openai_server(["here"], listing=listing) as url, closing(Servers([url])) as servers:
+        assert servers.cards() == []
+        listing.set()
+        wait_for(lambda: bool(servers.offering(MODEL)))
+
+
+def test_strangers_are_not_told_where_a_model_runs_and_lies() -> None:
+    from llava_app.ui.models import Models
+
+    paths = ("/home/alice/secret/mine", "/srv/secret/mine", r"C:\secret\mine.gguf")
+    with openai_server(["x"], models=[*paths, "org/mine"]) as url, closing(Servers([url])) as servers:
+        cards = servers.cards(public=True)
+        models = Models(pytest.fail, pytest.fail, runs=Path("nowhere"), elsewhere=lambda: cards)
+    assert [card.name for card in cards] == ["mine", "mine", "mine.gguf", "mine"]
+    assert {card.about for card in cards} == {"Runs on a server."}
+    keys = {key: card.source for key, card in models.cards().items() if card.kind == "server"}
+    assert list(keys.values()) == [*paths, "org/mine"]
+    assert list(keys)[-1] == "org/mine"
+    assert all(key.startswith("server/mine") and "secret" not in key for key in list(keys)[:-1])
 
 
 @pytest.mark.parametrize("address", ["host:8000", "ftp://host/v1", "http://", ""])

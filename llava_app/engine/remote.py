@@ -4,10 +4,9 @@ import base64
 import io
 import logging
 import queue
-import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -15,8 +14,10 @@ import openai
 from llava_app.checkpoints import Card
 from llava_app.conversation import Conversation, Turn
 from llava_app.engine import Piece, Sampling
+from llava_app.engine.reading import Reading
+from llava_app.engine.refusals import REDIRECTS, code_of, loggable, refused
 from llava_app.engine.servers import Servers
-from llava_app.errors import BusyError, ContextError, ModelError, UserError
+from llava_app.errors import ModelError, UserError
 from llava_app.images import Picture
 from llava_app.video import Clip
 
@@ -24,57 +25,13 @@ HEARTBEAT = 0.1  # s without news after which a waiting consumer gets an empty p
 FRAMES = 8  # of a clip, at most: servers know pictures
 TIME_LIMIT = 300.0  # s that one answer may take
 
+FOREIGN = (ValueError, AttributeError, TypeError, LookupError)  # raised by what is not of the protocol
+
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """What a person is told when a server says no: the first row whose codes and words fit."""
-
-    codes: tuple[int, ...]  # of HTTP; empty: any
-    words: str  # a pattern in what the server said
-    error: type[UserError]
-    text: str
-    pictures: bool = False  # only where pictures were sent
-
-
-# The words are those of vLLM, SGLang, llama.cpp, Ollama, TGI and transformers serve.
-REFUSALS = (
-    Refusal((429,), "", BusyError, "{name} is asked too much at the moment. Wait a little, then send again."),
-    Refusal(
-        (400, 413, 422, 500),
-        r"context|too long|max_new_tokens.*<=|maximum.*tokens",
-        ContextError,
-        "The conversation is longer than {name} can read on its server. Start a new chat, or use fewer pictures.",
-    ),
-    Refusal(
-        (),
-        r"image|vision|multi-?modal|mmproj",
-        ModelError,
-        "{name} cannot see pictures on its server. Choose another model, or start a new chat without pictures.",
-        pictures=True,
-    ),
-    Refusal(
-        (400, 404),
-        r"model|not found|pinned",
-        ModelError,
-        "The server does not know the model {name} any more. Choose another one.",
-    ),
-    Refusal(
-        (400, 422),
-        r"unexpected|unrecognized|extra|repetition_penalty|top_k",
-        ModelError,
-        "The server of {name} does not know one of the settings. Reset the settings, above all repetition penalty.",
-    ),
-    Refusal((401, 403), "", ModelError, "The server of {name} asks for a key, which this app does not send."),
-    Refusal(
-        (), "", ModelError, "The server of {name} failed (code {code}; the log has its words). Send the question again."
-    ),
-)
-
-
 class RemoteEngine:
-    """Asks the least busy of the servers that offer the model of `card`."""
+    """Asks the least busy of the servers that offer the model of `card`, and another when that fails at once."""
 
     def __init__(self, card: Card, servers: Servers, *, time_limit: float = TIME_LIMIT) -> None:
         self.card = card
@@ -131,50 +88,40 @@ class RemoteEngine:
             await self._stream(request, outbox)
         except openai.APITimeoutError as error:
             outbox.put(_told(ModelError(f"The server of {name} said nothing for too long. Send again."), error))
-        except openai.APIStatusError as error:
-            outbox.put(_told(_refused(error.status_code, error, name=name, with_pictures=with_pictures), error))
         except openai.APIConnectionError as error:
             outbox.put(_told(ModelError(f"The server of {name} broke off. Send the question again."), error))
-        except openai.APIError as error:  # in the middle of the stream, where there is no code
-            outbox.put(_told(_refused(500, error, name=name, with_pictures=with_pictures), error))
-        except (ValueError, AttributeError, TypeError, IndexError) as error:
+        except openai.APIError as error:
+            outbox.put(_told(refused(error, name=name, with_pictures=with_pictures), error))
+        except FOREIGN as error:
             text = f"The server of {name} answers with something else than the OpenAI protocol. Check its address."
             outbox.put(_told(ModelError(text), error))
         except Exception as error:
             outbox.put(error)
 
     async def _stream(self, request: dict[str, Any], outbox: "queue.SimpleQueue[Piece | Exception]") -> None:
-        """Ask the least busy server; one that does not take the connection, the next; the only one, once more."""
-        servers = self._servers.offering(self.card.source)
-        for server in (*servers, *servers[:1]):
-            with server.busy():
-                try:
-                    stream = await server.client.chat.completions.create(**request)
-                except openai.APITimeoutError:
-                    raise
-                except openai.APIConnectionError as error:
-                    logger.warning("%s does not take the connection: %s", server.name, error.__cause__ or error)
-                    await server.look()  # which leaves it out until it answers again
-                    continue
-                await self._read(stream, outbox)
+        """Ask the servers one after the other until one answers. Raises openai.APIError or one of FOREIGN when all
+        fail or an answer breaks off, and ModelError when none can be reached."""
+        failed: Exception | None = None  # the first that says more than that nobody is there
+        for server in self._servers.offering(self.card.source):
+            reading = Reading(outbox.put, request["max_tokens"])
+            try:
+                with server.busy():
+                    await reading.read(await server.ask(request))
                 return
-        raise ModelError(f"No server with {self.card.name} can be reached. Check that it runs, then send again.")
-
-    async def _read(self, stream: openai.AsyncStream[Any], outbox: "queue.SimpleQueue[Piece | Exception]") -> None:
-        outbox.put(Piece("", phase="reading"))
-        begun = False
-        async with stream:
-            async for chunk in stream:
-                tokens = chunk.usage.completion_tokens if chunk.usage else 0
-                for choice in chunk.choices:
-                    text = choice.delta.content or ""
-                    if text and not begun:
-                        text, begun = text.removeprefix(" "), True  # the space after the role, as in the local engine
-                    finish = choice.finish_reason and ("length" if choice.finish_reason == "length" else "stop")
-                    if text or finish:
-                        outbox.put(Piece(text, finish, tokens))
-        # Nobody reads this after a finish.
-        outbox.put(ModelError(f"The server of {self.card.name} broke off. Send the question again."))
+            except (openai.APIError, *FOREIGN) as error:
+                if not _may_another_do_better(error):
+                    raise
+                server.fail()
+                if reading.phase == "writing":
+                    raise
+                logger.warning("%s gave no answer: %s", server.name, loggable(error))
+                if type(error) is openai.APIConnectionError and reading.phase == "queued":
+                    self._servers.start(server.look())  # which leaves it out until it answers again
+                else:
+                    failed = failed or error
+        raise failed or ModelError(
+            f"No server with {self.card.name} can be reached. Check that it runs, then send again."
+        )
 
 
 def _with_stills(conversation: Conversation) -> tuple[Conversation, str | None]:
@@ -232,20 +179,15 @@ def _data_url(picture: Picture) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _refused(code: int, error: openai.APIError, *, name: str, with_pictures: bool) -> UserError:
-    said = f"{error.message} {error.body}"
-    refusal = next(
-        row
-        for row in REFUSALS
-        if (not row.codes or code in row.codes)
-        and re.search(row.words, said, re.IGNORECASE)
-        and (with_pictures or not row.pictures)
-    )
-    return refusal.error(refusal.text.format(name=name, code=code))
+def _may_another_do_better(error: Exception) -> bool:
+    """Whether it is the server that is at fault, and not the question."""
+    if not isinstance(error, openai.APIError) or isinstance(error, openai.APIConnectionError):
+        return True
+    return code_of(error) >= 500 or code_of(error) in (404, 429, *REDIRECTS)
 
 
 def _told(error: UserError, cause: Exception) -> UserError:
     """`error`, and its cause in the log."""
-    logger.warning("%s (%s)", error, cause)
+    logger.warning("%s (%s)", error, loggable(cause))
     error.__cause__ = cause
     return error

@@ -34,11 +34,15 @@ class Asked:
     is_begun: bool = False
     is_stopped: bool = False
     is_over: bool = False
-    has_failed: bool = False
+    has_failed: bool = False  # and left nothing
 
     def fail(self) -> None:
-        """Go back to what was before the question."""
-        self.so_far, self.has_failed = self.before, True
+        """Keep what was written in answer to a new question, marked as broken off; else go back to what was before."""
+        so_far, before = self.so_far.conversation.turns, self.before.conversation.turns
+        if len(so_far) > len(before) and so_far[-1].answer:
+            self.so_far = self.so_far.broken_off()
+        else:
+            self.so_far, self.has_failed = self.before, True
 
 
 class Tab:

@@ -200,5 +200,5 @@ def _connect_models(
     every.click(picker.table, None, sheet, **EVENT)
     sheet.select(picker.use, None, model, **EVENT)
     clock = gr.Timer(REFRESH)
-    clock.tick(picker.refresh, [listed, model], [listed, model], **EVENT)
+    clock.tick(picker.refresh, [listed, model], [listed, model, line], **EVENT)
     clock.tick(picker.watch, model, engine, **EVENT)

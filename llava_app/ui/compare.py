@@ -198,8 +198,7 @@ def _side(ready: Ready, talk: Talk, sampling: Sampling) -> Generator[tuple[Talk,
                 yield so_far, doing(progress) or ""
     except UserError as error:
         gr.Warning(html.escape(str(error)), duration=20)
-        written = so_far.conversation.turns[-1].answer or ""
-        yield replace(so_far, conversation=so_far.conversation.retry().answer(written, "failed")), ""
+        yield so_far.broken_off(), ""
 
 
 def _kept(talk: Talk) -> Talk:

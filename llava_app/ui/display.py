@@ -8,7 +8,7 @@ import html
 import io
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -47,6 +47,7 @@ IMAGE_MODES = {
     "anyres": "an overview and tiles in full resolution",
 }
 KINDS = {"built-in": "built in", "run": "trained here", "hub": "from the Hub", "server": "on a server"}
+AWAY = " that cannot be reached"  # after the last of KINDS
 
 _data_urls: WeakKeyDictionary[Picture, str] = WeakKeyDictionary()  # made once, gone with the picture
 
@@ -107,6 +108,11 @@ class Talk:
         written = self.conversation.turns[-1].answer or ""
         return replace(self, conversation=self.conversation.answer(written, "stopped"), notes=(*self.notes, Notes()))
 
+    def broken_off(self) -> Self:
+        """The talk, whose last answer broke off where it is."""
+        written = self.conversation.turns[-1].answer or ""
+        return replace(self, conversation=self.conversation.retry().answer(written, "failed"))
+
     def advance(self, progress: Progress) -> Self:
         """This open talk with as much of the answer as has come."""
         about = Notes(progress.seconds_to_first, progress.tokens_per_second, progress.left_out)
@@ -149,10 +155,12 @@ def doing(progress: Progress) -> str | None:
     return _queued(progress.wait) if progress.wait else progress.phase
 
 
-def choices(cards: dict[str, Card]) -> list[tuple[str, str]]:
-    """The model list: what is shown, and the key it stands for. Models of one name are told apart by their folder."""
+def choices(cards: dict[str, Card], is_away: Callable[[Card], bool] = lambda card: False) -> list[tuple[str, str]]:
+    """The model list: what is shown, and the key it stands for. Models of one name are told apart by their folder;
+    of one whose server is away that is said."""
     bearers = Counter(card.name for card in cards.values())
-    return [(_label(card, unique=bearers[card.name] == 1), key) for key, card in cards.items()]
+    labels = [_label(card, unique=bearers[card.name] == 1) + (AWAY if is_away(card) else "") for card in cards.values()]
+    return list(zip(labels, cards, strict=True))
 
 
 def status(about: str, *, state: str, why: str = "", facts: Sequence[tuple[str, str]] = ()) -> str:

@@ -1,8 +1,8 @@
 """What happens when somebody sends, retries or undoes.
 
 Every handler is a public endpoint: it believes nothing that the browser sends but the question, the files that the
-browser uploaded, the name of a model and the settings, and it checks those. A failure leaves the conversation as it
-was, puts the question back into the box and says what to do.
+browser uploaded, the name of a model and the settings, and it checks those. A failure says what to do; it leaves the
+conversation as it was and puts the question back into the box, or keeps what was written by then, marked.
 """
 
 import html
@@ -118,8 +118,7 @@ class Handlers:
         return self._open(Talk.retry, tab, talk, None, model, settings)
 
     def stream(self, tab: Tab, talk: Talk, request: gr.Request | None = None) -> Iterator[Any]:
-        """The Chatbot's messages while what was asked in this tab is answered. When that fails, the conversation is as
-        it was before the question."""
+        """The Chatbot's messages while what was asked in this tab is answered, which may fail: see `Asked.fail`."""
         asked = tab.begin(talk)
         if asked is None:
             yield gr.skip()  # a generator without a value would empty the window
@@ -136,7 +135,7 @@ class Handlers:
                         yield messages(so_far, phase, earlier)
         except Exception as error:
             asked.fail()
-            self.live.put(asked.before)
+            self.live.put(asked.so_far)
             gr.Warning(html.escape(explain(error)), duration=20)
         finally:
             asked.is_over = True

@@ -8,6 +8,7 @@ and its engine is closed. The built-in models are small and stay, and those on s
 import math
 import queue
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class Models:
         runs: Path,
         load_half: Callable[[Card], Ready] | None = None,
         elsewhere: Callable[[], list[Card]] = list,
+        reaches: Callable[[Card], bool] = lambda card: True,
         let_go: Callable[[], None] = lambda: None,
         weigh: Callable[[Sequence[Card]], dict[Card, Outlook]] = lambda cards: {},
         public: bool = False,
@@ -63,7 +65,8 @@ class Models:
     ) -> None:
         """`choose` names the model to start with, and why; `load` opens any. Both run on the loading thread.
 
-        `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, without waiting.
+        `load_half` opens one in half of the free memory. `elsewhere` lists the models on servers, and `reaches`
+        says whether a server offers one now; both without waiting.
         `let_go` gives back what is kept of closed engines for the next one.
         `weigh` says what models would take here, of those that it knows; `free`, how many bytes nobody uses.
         Visitors of a `public` page cannot have big models fetched from the Hub, nor put the first one out of memory.
@@ -74,6 +77,7 @@ class Models:
         self._load_half = load_half or load
         self.runs = runs
         self._elsewhere = elsewhere
+        self._reaches = reaches
         self._let_go = let_go
         self.weigh = weigh
         self._public = public
@@ -118,6 +122,10 @@ class Models:
         if card is None:
             raise ModelError(f"The model “{Path(key).name}” is not in the list any more. Choose another one.")
         return card
+
+    def is_away(self, card: Card) -> bool:
+        """Whether it is the model of a server that cannot be reached now."""
+        return card.kind == "server" and not self._reaches(card)
 
     def why(self, key: str, ready: Ready) -> str:
         """Why this model, if it is the one to start with, and why it runs as it does."""
@@ -182,8 +190,8 @@ class Models:
         if not self.first.done():
             return "loading"
         with self._lock:
-            slots = [slot for slot in self._slots.values() if slot.ready.done()]
-        if any(map(_is_loaded, slots)):
+            slots = {card: slot for card, slot in self._slots.items() if slot.ready.done()}
+        if any(_is_loaded(slot) and not self.is_away(card) for card, slot in slots.items()):
             return "ready"
         return "failed" if slots or self.first.exception() else "loading"
 
@@ -282,10 +290,14 @@ def _is_loaded(slot: _Slot) -> bool:
 
 
 def _pinned_key(card: Card) -> str:
-    return card.source if card.kind == "hub" else f"folder/{Path(card.source).name}"
+    return _key(card) if card.kind in ("hub", "server") else f"folder/{Path(card.source).name}"
 
 
 def _key(card: Card) -> str:
+    """A name of the Hub or of a server as it is. Where a server's files lie is nobody's business: of such a name only
+    the end, and a number that tells it from others with the same end."""
+    if card.kind == "server" and (card.source.startswith(("/", "~", ".")) or "\\" in card.source):
+        return f"server/{card.name}-{zlib.crc32(card.source.encode()):08x}"
     return card.source if card.kind in ("hub", "server") else f"{card.kind}/{Path(card.source).name}"
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,7 +143,7 @@ def _find_models(model: str | None, *, precision: str, runs: Path, servers: Sequ
     """The models of this machine, of the Hub and of `servers`, beginning with `model`. Raises UserError for one that
     there is not."""
     remote = connect(servers)
-    elsewhere: Callable[[], list[Card]] = remote.cards if remote else list
+    elsewhere: Callable[[], list[Card]] = partial(remote.cards, public=public) if remote else list
     on_server = next((card for card in elsewhere() if model in (card.name, card.source)), None)
     chosen = on_server or (find(model, runs) if model else None)
     zero = _on_zero(chosen)
@@ -171,6 +172,7 @@ def _find_models(model: str | None, *, precision: str, runs: Path, servers: Sequ
         runs=runs,
         load_half=load_half,
         elsewhere=elsewhere,
+        reaches=lambda card: bool(remote and remote.offering(card.source)),
         let_go=process.clear,
         weigh=weigh,
         free=process.free,

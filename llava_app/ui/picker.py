@@ -15,7 +15,7 @@ from llava_app.ui.display import activity, choices, facts, status
 from llava_app.ui.door import visitor
 from llava_app.ui.handlers import HEARTBEAT, explain
 from llava_app.ui.model_table import figures, getting, table
-from llava_app.ui.models import Models
+from llava_app.ui.models import Models, Ready
 
 
 class Picker:
@@ -35,11 +35,11 @@ class Picker:
         try:
             key = self.models.first.result()
         except Exception as error:
-            yield gr.update(choices=choices(self.models.cards())), status(explain(error), state="failed")
+            yield gr.update(choices=self._choices(self.models.cards())), status(explain(error), state="failed")
             return
         cards = self.models.cards()
         key = _named(request.query_params.get("model"), cards) or key
-        yield gr.update(choices=choices(cards), value=key), gr.skip()
+        yield gr.update(choices=self._choices(cards), value=key), gr.skip()
 
     def choose(self, model: str | None, request: gr.Request | None = None) -> Iterator[str]:
         """Load the chosen model, which counts as a question, and say how that goes. The conversation stays."""
@@ -51,9 +51,7 @@ class Picker:
                 while not ready.done():
                     yield status(getting(card), state="loading")
                     wait([ready], timeout=HEARTBEAT)
-                here = ("Here", self.models.why(model, ready.result()))
-                more = [here, *facts(card), *figures(card, self.models.weigh([card]).get(card))]
-                yield status(card.about, state="ready", facts=more)
+                yield self._line(model, card, ready.result())
         except Exception as error:
             yield status(explain(error), state="failed")
 
@@ -67,16 +65,20 @@ class Picker:
         key = chosen._data.get("model")
         return gr.update(value=key) if isinstance(key, str) and key in self.models.cards() else gr.skip()
 
-    def refresh(self, listed: list[tuple[str, str]], model: str | None) -> tuple[Any, Any]:
-        """The model list, when it is no longer the one that this tab shows. The selection stays while it can."""
+    def refresh(self, listed: list[tuple[str, str]], model: str | None) -> tuple[Any, Any, Any]:
+        """The model list, when it is no longer the one that this tab shows, and the status of a model on a server. The
+        selection stays while it can, also when its server is away."""
         cards = self.models.cards()
-        now = choices(cards)
+        now = self._choices(cards)
         if now == listed:
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         if model is None or model in cards:
-            return now, gr.update(choices=now)
+            card = cards.get(model or "")
+            ready = self.models.ready(card) if card and card.kind == "server" else None
+            line = self._line(model, card, ready) if model and card and ready else gr.skip()
+            return now, gr.update(choices=now), line
         gr.Warning(html.escape(f"The model “{Path(model).name}” is gone; {now[0][0]} takes its place."))
-        return now, gr.update(choices=now, value=now[0][1])
+        return now, gr.update(choices=now, value=now[0][1]), gr.skip()
 
     def watch(self, model: str | None) -> Any:
         """What the engine of the chosen model is doing."""
@@ -84,6 +86,18 @@ class Picker:
         engine = self.models.loaded(card) if card else None
         snapshot = engine.snapshot() if engine else None
         return activity(snapshot) if snapshot else ""
+
+    def _choices(self, cards: dict[str, Card]) -> list[tuple[str, str]]:
+        return choices(cards, self.models.is_away)
+
+    def _line(self, model: str, card: Card, ready: Ready) -> str:
+        """The status of the chosen model, which is loaded."""
+        if self.models.is_away(card):
+            away = f"The server of {card.name} cannot be reached. Choose another model, or wait until it is back."
+            return status(away, state="failed")
+        here = ("Here", self.models.why(model, ready))
+        more = [here, *facts(card), *figures(card, self.models.weigh([card]).get(card))]
+        return status(card.about, state="ready", facts=more)
 
     def _entered(self, card: Card, request: gr.Request | None) -> AbstractContextManager[None]:
         """The gate, unless the model is there already."""
