@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 
-from llava_app.errors import BusyError
+from llava_app.errors import BusyError, ContextError
 
 MINUTE = 60.0  # s
 MOST_VISITORS = 10_000  # that are remembered; the one that came first goes first
@@ -54,6 +54,15 @@ PUBLIC = Limits(
     open=200,
     body=64_000_000,
 )
+
+
+def bounded(question: str, limits: Limits) -> str:
+    """The question. Raises ContextError when it is far too long."""
+    if len(question) > limits.characters:
+        raise ContextError(
+            f"The question has {len(question):,} characters; the limit is {limits.characters:,}. Shorten it, then send."
+        )
+    return question
 
 
 class Rate:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_app.engine import Sampling
-from llava_app.errors import ContextError, ImageError
+from llava_app.errors import ImageError
 from llava_app.images import Picture
-from llava_app.limits import Limits
+from llava_app.limits import Limits, bounded
 from llava_app.ui.display import Talk
 from llava_app.ui.files import open_files
 
@@ -88,12 +88,3 @@ def ask(talk: Talk, question: str, files: Sequence[str], limits: Limits) -> Talk
 
 def _cost(picture: Picture) -> int:
     return 1 if picture.stills == (picture,) else -(-len(picture.stills) // FRAMES)
-
-
-def bounded(question: str, limits: Limits) -> str:
-    """The question. Raises ContextError when it is far too long."""
-    if len(question) > limits.characters:
-        raise ContextError(
-            f"The question has {len(question):,} characters; the limit is {limits.characters:,}. Shorten it, then send."
-        )
-    return question

@@ -17,8 +17,8 @@ import gradio as gr
 
 from llava_app.chat import reply
 from llava_app.errors import UserError
-from llava_app.limits import LOCAL, Gate
-from llava_app.ui.asked import Asked, Tab, ask, bounded
+from llava_app.limits import LOCAL, Gate, bounded
+from llava_app.ui.asked import Asked, Tab, ask
 from llava_app.ui.display import Talk, doing, messages
 from llava_app.ui.door import visitor
 from llava_app.ui.examples import Example, gallery
