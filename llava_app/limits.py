@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from llava_app.errors import BusyError, ContextError
+from llava_app.images import living_bytes
 
 MINUTE = 60.0  # s
 MOST_VISITORS = 10_000  # that are remembered; the one that came first goes first
@@ -22,6 +23,7 @@ class Limits:
     waiting: int  # answers of all visitors at the same time, those that wait for their turn included
     pictures: int  # in a message
     pictures_kept: int  # in a conversation; of a clip every four frames count as one
+    picture_bytes: int  # of the pictures of all visitors in memory, three bytes a pixel
     characters: int  # in a question
     new_tokens: int  # of an answer
     requests: int  # of a visitor in a minute, of those that change something (POST)
@@ -35,6 +37,7 @@ LOCAL = Limits(
     waiting=256,
     pictures=8,
     pictures_kept=200,
+    picture_bytes=6_000_000_000,
     characters=20_000,
     new_tokens=2048,
     requests=30_000,
@@ -48,6 +51,7 @@ PUBLIC = Limits(
     waiting=64,
     pictures=4,
     pictures_kept=16,
+    picture_bytes=2_000_000_000,
     characters=4_000,
     new_tokens=512,
     requests=1_200,
@@ -63,6 +67,15 @@ def bounded(question: str, limits: Limits) -> str:
             f"The question has {len(question):,} characters; the limit is {limits.characters:,}. Shorten it, then send."
         )
     return question
+
+
+def check_room(limits: Limits) -> None:
+    """Before a picture is decoded. Raises BusyError when those in memory leave no room for it."""
+    if living_bytes() >= limits.picture_bytes:
+        raise BusyError(
+            f"The pictures of all conversations here fill {limits.picture_bytes / 1e9:,.1f} GB of memory, which is the "
+            "limit. Ask without a picture, or send it again in a few minutes."
+        )
 
 
 class Rate:
@@ -97,9 +110,25 @@ class Gate:
         self._running: Counter[str] = Counter()
         self._lock = Lock()
 
+    def count(self, visitor: str) -> None:
+        """One more question of this visitor. Raises BusyError when there were too many, saying when to go on."""
+        seconds = self._rate.wait(visitor)
+        if seconds:
+            raise BusyError(
+                f"You asked {self.limits.questions} questions within a minute, which is the limit. "
+                f"Send again in {seconds:.0f} seconds."
+            )
+
     @contextmanager
     def enter(self, visitor: str) -> Iterator[None]:
-        """While a question of this visitor is answered. Raises BusyError at a limit, saying which and what to do."""
+        """While a question of this visitor, which this counts, is read and answered. Raises BusyError as below."""
+        with self.answer(visitor):
+            self.count(visitor)
+            yield
+
+    @contextmanager
+    def answer(self, visitor: str) -> Iterator[None]:
+        """While a counted question is answered. Raises BusyError at a limit, saying which and what to do."""
         self._take(visitor)
         try:
             yield
@@ -120,11 +149,5 @@ class Gate:
                 raise BusyError(
                     f"{limits.running} of your answers are being written already, which is the limit. "
                     "Wait for one, or stop it."
-                )
-            seconds = self._rate.wait(visitor)
-            if seconds:
-                raise BusyError(
-                    f"You asked {limits.questions} questions within a minute, which is the limit. "
-                    f"Send again in {seconds:.0f} seconds."
                 )
             self._running[visitor] += 1

@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
-from llava_app.errors import ContextError, DataError, ImageError, UserError
+from llava_app.errors import BusyError, ContextError, DataError, ImageError, UserError
 from llava_app.limits import LOCAL, Gate
 from llava_app.ui import api
 from llava_app.ui.api import Programs, read_history, read_pictures, read_settings
@@ -193,3 +193,10 @@ def test_a_request_that_is_refused_counts_as_a_question(tmp_path: Path) -> None:
     for told in ("picture 1 is not a picture", "You asked 1 questions within a minute"):
         with pytest.raises(gr.Error, match=told):
             next(programs.ask(["data:image/png;base64,aGVsbG8="], "?"))
+
+
+def test_no_picture_is_decoded_while_the_pictures_of_all_fill_the_memory() -> None:
+    full = replace(LOCAL, picture_bytes=0)
+    turn = {"question": "A?", "answer": "B.", "images": ["data:image/png;base64,aGVsbG8="]}
+    with pytest.raises(BusyError, match="of memory, which is the limit"):
+        read_history([turn], None, full)

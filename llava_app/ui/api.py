@@ -32,7 +32,7 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, DataError, ImageError, ModelError, UserError
 from llava_app.images import Picture, open_image
-from llava_app.limits import LOCAL, Gate, bounded
+from llava_app.limits import LOCAL, Gate, Limits, bounded, check_room
 from llava_app.ui.door import visitor
 from llava_app.ui.models import Models
 
@@ -91,7 +91,7 @@ class Programs:
             raise ImageError(f"There are {pictures} pictures; the limit is {most}. Send fewer.")
         if not question.strip() and not images:
             raise DataError("There is neither a question nor a picture. Send at least one of them.")
-        return read_history(history, system).ask(question, read_pictures(images))
+        return read_history(history, system, limits).ask(question, read_pictures(images, limits))
 
     def _answer(self, asked: Conversation, sampling: Sampling, chosen: str | None) -> Iterator[dict[str, Any]]:
         while not self._models.first.done():
@@ -140,8 +140,8 @@ def read_settings(settings: dict[str, Any]) -> tuple[Sampling, str | None, str |
         raise DataError(str(error)) from error
 
 
-def read_history(history: Sequence[Any], system: str | None) -> Conversation:
-    """The turns before the question. Raises DataError that names the turn, or ImageError."""
+def read_history(history: Sequence[Any], system: str | None, limits: Limits = LOCAL) -> Conversation:
+    """The turns before the question. Raises DataError that names the turn, or what `read_pictures` raises."""
     if not isinstance(history, list):
         raise DataError("history must be a list of turns.")
     if len(history) > MAX_TURNS:
@@ -152,7 +152,7 @@ def read_history(history: Sequence[Any], system: str | None) -> Conversation:
             raise DataError(
                 f"Turn {number} of the history must be an object with question, answer and, if any, images."
             )
-        pictures = read_pictures(turn.get("images", []))
+        pictures = read_pictures(turn.get("images", []), limits)
         conversation = conversation.ask(read_text(f"The question of turn {number}", turn["question"]), pictures)
         conversation = conversation.answer(read_text(f"The answer of turn {number}", turn["answer"]))
     return conversation
@@ -174,16 +174,17 @@ def count_pictures(images: Any, history: Any) -> int:
     return sum(len(one) for one in lists if isinstance(one, list))
 
 
-def read_pictures(images: Any) -> list[Picture]:
-    """Uploaded files and data URLs as pictures. Raises DataError or ImageError."""
+def read_pictures(images: Any, limits: Limits = LOCAL) -> list[Picture]:
+    """Uploaded files and data URLs as pictures. Raises DataError, ImageError, and BusyError when the memory is full."""
     if not isinstance(images, list):
         raise DataError("images must be a list of uploaded files or data URLs.")
     if len(images) > MAX_PICTURES:
         raise ImageError(f"There are {len(images)} pictures; the limit is {MAX_PICTURES}. Send fewer.")
-    return [_picture(image, f"picture {number}") for number, image in enumerate(images, start=1)]
+    return [_picture(image, f"picture {number}", limits) for number, image in enumerate(images, start=1)]
 
 
-def _picture(image: Any, name: str) -> Picture:
+def _picture(image: Any, name: str, limits: Limits) -> Picture:
+    check_room(limits)
     if isinstance(image, str) and image.startswith("data:image/"):
         return open_image(_decoded(image, name), name)
     path = image.get("path") if isinstance(image, dict) else None

@@ -14,6 +14,7 @@ from contextlib import closing
 from typing import Any
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from llava_app.chat import reply
 from llava_app.errors import UserError
@@ -125,7 +126,7 @@ class Handlers:
             return
         earlier = messages(asked.so_far)[:-2]
         try:
-            with self.gate.enter(visitor(request)), closing(self._pieces(asked)) as pieces:
+            with self.gate.answer(visitor(request)), closing(self._pieces(asked)) as pieces:
                 for so_far, phase in pieces:
                     if not tab.wants(asked):
                         break
@@ -194,6 +195,7 @@ class Handlers:
             return UNCHANGED
         before = tab.leave(talk)
         try:
+            self.gate.count(visitor(LocalContext.request.get(None)))  # before anything is decoded
             how = read(*settings, longest=self.limits.new_tokens)
             opened = reopen(before).under(how.system)
         except Exception as error:
