@@ -4,13 +4,15 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
-from llava_app.errors import BusyError, ContextError
-from llava_app.images import living_bytes
+from llava_app.conversation import Conversation
+from llava_app.errors import BusyError, ContextError, ImageError
+from llava_app.images import Picture, living_bytes
 
 MINUTE = 60.0  # s
+FRAMES = 4  # of a clip that cost what a picture does: OneVision keeps a quarter of a frame's features
 MOST_VISITORS = 10_000  # that are remembered; the one that came first goes first
 
 
@@ -25,6 +27,7 @@ class Limits:
     pictures_kept: int  # in a conversation; of a clip every four frames count as one
     picture_bytes: int  # of the pictures of all visitors in memory, three bytes a pixel
     characters: int  # in a question
+    characters_kept: int  # in a conversation, answers included, that is asked something
     new_tokens: int  # of an answer
     requests: int  # of a visitor in a minute, of those that change something (POST)
     open: int  # requests of a visitor at the same time; a tab holds two
@@ -39,6 +42,7 @@ LOCAL = Limits(
     pictures_kept=200,
     picture_bytes=6_000_000_000,
     characters=20_000,
+    characters_kept=4_000_000,
     new_tokens=2048,
     requests=30_000,
     open=1_000,
@@ -53,6 +57,7 @@ PUBLIC = Limits(
     pictures_kept=16,
     picture_bytes=2_000_000_000,
     characters=4_000,
+    characters_kept=100_000,
     new_tokens=512,
     requests=1_200,
     open=200,
@@ -67,6 +72,39 @@ def bounded(question: str, limits: Limits) -> str:
             f"The question has {len(question):,} characters; the limit is {limits.characters:,}. Shorten it, then send."
         )
     return question
+
+
+def check(conversation: Conversation, limits: Limits) -> None:
+    """Before anything is asked of it. Raises ImageError or ContextError when it is more than this page takes."""
+    pictures = sum(map(_cost, conversation.pictures))
+    if pictures > limits.pictures_kept:
+        raise ImageError(
+            f"With this the conversation would hold {pictures} pictures, of a clip {FRAMES} frames counted as one; "
+            f"the limit is {limits.pictures_kept}. Send less, or start a new chat."
+        )
+    for turn in conversation.turns:
+        bounded(turn.question, limits)
+    letters = characters(conversation)
+    if letters > limits.characters_kept:
+        raise ContextError(
+            f"The conversation has {letters:,} characters; the limit is {limits.characters_kept:,}. Start a new chat."
+        )
+
+
+def check_kept(conversation: Conversation, limits: Limits) -> None:
+    """As `check`, for one that comes back; the answer to the last question that was allowed may go beyond."""
+    check(conversation, replace(limits, characters_kept=2 * limits.characters_kept))
+
+
+def characters(conversation: Conversation) -> int:
+    """Of all questions and answers, and of the system prompt."""
+    return len(conversation.system or "") + sum(
+        len(turn.question) + len(turn.answer or "") for turn in conversation.turns
+    )
+
+
+def _cost(picture: Picture) -> int:
+    return 1 if picture.stills == (picture,) else -(-len(picture.stills) // FRAMES)
 
 
 def check_room(limits: Limits) -> None:

@@ -20,7 +20,7 @@ from llava_app.checkpoints import Card, read_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.local import LocalEngine
-from llava_app.limits import LOCAL, Gate
+from llava_app.limits import LOCAL, PUBLIC, Gate
 from llava_app.ui import handlers as page
 from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import Conversations
@@ -584,3 +584,24 @@ def test_a_question_counts_once_and_when_it_is_sent_before_a_picture_is_opened(h
     assert (kept, box["value"]) == (talk, third)
     with pytest.warns(UserWarning, match="You asked 2 questions within a minute"):
         assert limited.retry(Tab(), talk, "run/tiny", *SHORT)[0] == talk
+
+
+LONG = Conversation().ask("x" * 4_001).answer("A cat.", "length")
+MANY = Conversation().ask("Hi?").answer("x" * 60_000).ask("And?").answer("x" * 60_000, "length")
+
+
+@pytest.mark.parametrize("event", ["retry", "resume"])
+@pytest.mark.parametrize(
+    ("conversation", "told"),
+    [
+        (LONG, "The question has 4,001 characters; the limit is 4,000"),
+        (replace(MANY, turns=MANY.turns * 2), "characters; the limit is 100,000. Start a new chat"),
+    ],
+)
+def test_what_came_in_as_a_whole_is_bounded_when_it_is_asked_again(
+    handlers: Handlers, event: str, conversation: Conversation, told: str
+) -> None:
+    before = Talk(conversation)
+    with pytest.warns(UserWarning, match=told):
+        after = getattr(Handlers(handlers.models, [], Gate(PUBLIC)), event)(Tab(), before, "run/tiny", *SHORT)
+    assert after[0] == before

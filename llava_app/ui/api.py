@@ -32,7 +32,7 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, DataError, ImageError, ModelError, UserError
 from llava_app.images import Picture, open_image
-from llava_app.limits import LOCAL, Gate, Limits, bounded, check_room
+from llava_app.limits import LOCAL, Gate, Limits, bounded, check, check_room
 from llava_app.ui.door import visitor
 from llava_app.ui.models import Models
 
@@ -91,7 +91,9 @@ class Programs:
             raise ImageError(f"There are {pictures} pictures; the limit is {most}. Send fewer.")
         if not question.strip() and not images:
             raise DataError("There is neither a question nor a picture. Send at least one of them.")
-        return read_history(history, system, limits).ask(question, read_pictures(images, limits))
+        asked = read_history(history, system, limits).ask(question, read_pictures(images, limits))
+        check(asked, limits)
+        return asked
 
     def _answer(self, asked: Conversation, sampling: Sampling, chosen: str | None) -> Iterator[dict[str, Any]]:
         while not self._models.first.done():

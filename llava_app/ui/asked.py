@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_app.engine import Sampling
-from llava_app.errors import ImageError
-from llava_app.images import Picture
 from llava_app.limits import Limits, bounded
 from llava_app.ui.display import Talk
 from llava_app.ui.files import open_files
-
-FRAMES = 4  # of a clip that cost what a picture does: OneVision keeps a quarter of a frame's features
 
 
 @dataclass
@@ -76,15 +72,4 @@ class Tab:
 
 def ask(talk: Talk, question: str, files: Sequence[str], limits: Limits) -> Talk:
     """The talk with this question and these uploaded files. Raises UserError."""
-    asked = talk.ask(bounded(question, limits), open_files(files, limits))
-    pictures = sum(map(_cost, asked.conversation.pictures))
-    if pictures > limits.pictures_kept:
-        raise ImageError(
-            f"With this the conversation would hold {pictures} pictures, of a clip {FRAMES} frames counted as one; "
-            f"the limit is {limits.pictures_kept}. Send less, or start a new chat."
-        )
-    return asked
-
-
-def _cost(picture: Picture) -> int:
-    return 1 if picture.stills == (picture,) else -(-len(picture.stills) // FRAMES)
+    return talk.ask(bounded(question, limits), open_files(files, limits))

@@ -89,7 +89,7 @@ def chat(
     tab, talk = gr.State(Tab()), gr.State(Talk())
     settled = _connect_answers(handlers, window, box, bridge=bridge, quick=quick, inputs=[tab, talk, model, *controls])
     votes = _connect_votes(Verdicts(handlers.models, feedback), bridge, outputs=[talk, window], model=model)
-    conversations = Conversations(handlers.live)
+    conversations = Conversations(handlers.live, handlers.gate)
     changes = [*settled, *votes]
     connect_panel(
         conversations, page, panel, tab=tab, talk=talk, window=window, clear=clear, changes=changes, how=EVENT

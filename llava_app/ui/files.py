@@ -14,7 +14,7 @@ CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 
 
 def open_files(files: Sequence[str], limits: Limits = LOCAL) -> tuple[Picture, ...]:
-    """The pictures and clips in these uploaded files. Raises ImageError, VideoError, and BusyError when the memory is full."""
+    """The pictures and clips in these uploaded files. Raises ImageError, VideoError; BusyError when memory is full."""
     if len(files) > limits.pictures:
         raise ImageError(
             f"There are {len(files)} pictures in this message; the limit is {limits.pictures}. Remove some, then send."
