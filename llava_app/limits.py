@@ -31,6 +31,7 @@ class Limits:
     new_tokens: int  # of an answer
     requests: int  # of a visitor in a minute, of those that change something (POST)
     open: int  # requests of a visitor at the same time; a tab holds two
+    tabs: int  # of a visitor
     body: int  # bytes of a request
 
 
@@ -46,6 +47,7 @@ LOCAL = Limits(
     new_tokens=2048,
     requests=30_000,
     open=1_000,
+    tabs=500,
     body=1_000_000_000,
 )
 # A tab of the page sends some 24 requests a minute by itself, and a class of thirty may share one address.
@@ -61,6 +63,7 @@ PUBLIC = Limits(
     new_tokens=512,
     requests=1_200,
     open=200,
+    tabs=40,
     body=64_000_000,
 )
 

@@ -17,7 +17,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Further ways to call an event, without the queue or by the names of its arguments, that fail with a trace.
-BYWAYS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/v2/")
+BYWAYS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/v2/", "/gradio_api/component_server")
 # Gradio would fetch these addresses for whoever asks.
 ERRANDS = ("/file=http:", "/file=https:", "/file/http:", "/file/https:", "/proxy=")
 NO_ERRANDS = "This page fetches nothing from other addresses. Upload the file itself."

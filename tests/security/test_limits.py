@@ -203,6 +203,20 @@ def test_open_requests_are_bounded_for_each_visitor() -> None:
     assert statuses == [429, 0]
 
 
+def test_nobody_opens_tabs_without_end_and_takes_the_room_of_the_others(visitor: Visitor) -> None:
+    stop = visitor.event("stop")
+    for number in range(PUBLIC.tabs):
+        visitor.session = f"flood{number}"
+        assert visitor.call(stop, [None]).success
+    visitor.session = "one too many"
+    told = f"You have {PUBLIC.tabs} tabs of this page open, which is the limit. Close some of them."
+    assert told in visitor.call(stop, [None]).words
+    visitor.session = "flood0"
+    assert visitor.call(stop, [None]).success
+    beside = {"session_hash": "flood0", "component_id": 1, "fn_name": "x", "data": None}
+    assert "Programs call" in visitor.http.post("gradio_api/component_server", json=beside).text
+
+
 def test_a_visitor_waits_for_the_answers_that_run(public: Public, visit: Callable[[], Visitor]) -> None:
     host, before, words = visit().host, len(public.asked), []
     tabs = [Visitor(public.address, host) for _ in range(PUBLIC.running)]
