@@ -5,6 +5,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from threading import Lock
 
 from llava_app.conversation import Conversation
@@ -13,12 +14,12 @@ from llava_app.images import Picture, living_bytes
 
 MINUTE = 60.0  # s
 FRAMES = 4  # of a clip that cost what a picture does: OneVision keeps a quarter of a frame's features
-MOST_VISITORS = 10_000  # that are remembered; the one that came first goes first
+MOST_VISITORS = 10_000  # that are remembered; the one that was not seen for longest goes first
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a page. A visitor is an address, or a name where people log in."""
+    """Bounds of a page. A visitor is an address, as `network` has it, or a name where people log in."""
 
     questions: int  # of a visitor in a minute
     running: int  # answers of a visitor at the same time
@@ -119,6 +120,17 @@ def check_room(limits: Limits) -> None:
         )
 
 
+def network(address: str) -> str:
+    """What counts as one address: of IPv6 the /64, all of which one line has; what is no address stays as it is."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, IPv4Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or IPv6Network((int(ip) >> 64 << 64, 64)))
+
+
 class Rate:
     """At most so many in a minute, for each visitor. For any thread."""
 
@@ -132,6 +144,7 @@ class Rate:
         now = time.monotonic()
         with self._lock:
             times = self._times.setdefault(visitor, deque())
+            self._times.move_to_end(visitor)
             while len(self._times) > MOST_VISITORS:
                 self._times.popitem(last=False)
             while times and now - times[0] >= MINUTE:

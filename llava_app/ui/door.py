@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from llava_app.limits import Limits, Rate
+from llava_app.limits import Limits, Rate, network
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -105,11 +105,11 @@ def visitor(request: gr.Request | None) -> str:
     """Who asks: the name of a person who logged in, else the address; "" for a program in this process."""
     if request is None or request.request is None:
         return ""
-    return request.username or (request.client.host if request.client else "")
+    return request.username or (network(request.client.host) if request.client else "")
 
 
 def _address(scope: Scope) -> str:
-    return scope["client"][0] if scope.get("client") else ""
+    return network(scope["client"][0]) if scope.get("client") else ""
 
 
 def _answer(scope: Scope, code: int, text: str) -> Response:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llava_app import limits
 from llava_app.errors import BusyError
-from llava_app.limits import LOCAL, PUBLIC, Gate, Rate
+from llava_app.limits import LOCAL, PUBLIC, Gate, Rate, network
 from llava_app.ui.door import Door, Scope
 from tests.loops import run
 from tests.security.conftest import Public
@@ -69,6 +69,46 @@ def test_visitors_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.
     for number in range(1000):
         rate.wait(str(number))
     assert len(rate._times) == 10
+
+
+def test_who_knocks_is_not_forgotten_for_those_whose_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(limits, "MOST_VISITORS", 3)
+    rate = Rate(1)
+    for visitor in ("first", "2", "3"):
+        assert not rate.wait(visitor)
+    now[0] = 70.0
+    assert not rate.wait("first")
+    assert not rate.wait("4")
+    assert rate.wait("first")
+    assert list(rate._times) == ["3", "4", "first"]
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:a:b:c:d", "2001:db8:1:2::/64"),
+        ("2001:DB8:1:2::1", "2001:db8:1:2::/64"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_an_address_counts_as_what_one_line_has(address: str, counted: str) -> None:
+    assert network(address) == counted
+
+
+def test_all_addresses_of_a_line_are_one_visitor(public: Public) -> None:
+    visitors = [Visitor(public.address, f"2001:db8:77:1::{number:x}") for number in range(1, PUBLIC.questions + 2)]
+    event = visitors[0].event("ask")
+    *asked, last = [visitor.call(event, [[], "What?", [], {}]) for visitor in visitors]
+    assert all(outcome.success for outcome in asked)
+    assert "You asked 20 questions within a minute" in last.words
+    for visitor in visitors:
+        visitor.http.close()
 
 
 def test_everything_is_stricter_for_strangers() -> None:
@@ -163,13 +203,14 @@ def test_a_flood_of_requests_is_stopped() -> None:
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": ("a", 1)}
 
     async def knock() -> None:
-        for host in ["a"] * 5 + ["b"]:
+        for host in ["2001:db8::1", "2001:db8::2", *["2001:db8::3"] * 3, "b"]:
             await door(scope | {"client": (host, 1)}, None, send)
+        scope["client"] = ("2001:db8::4", 1)
         await door(scope | {"method": "GET"}, None, send)
         await door(scope | {"path": "/gradio_api/queue/join"}, None, send)
 
     run(knock())
-    assert passed == ["a", "a", "a", "b", "a"]
+    assert passed == ["2001:db8::1", "2001:db8::2", "2001:db8::3", "b", "2001:db8::4"]
     assert answers[0] == 429
     assert answers[1].startswith("More than 3 requests in a minute. Go on in ")
     assert json.loads(answers[-1])["detail"].startswith("More than 3 requests")  # which the page shows
