@@ -13,6 +13,7 @@ from llava_app.errors import BusyError, ContextError, ImageError
 from llava_app.images import Picture, living_bytes
 
 MINUTE = 60.0  # s
+SECOND = 1.0  # s; what comes within one is counted as one
 FRAMES = 4  # of a clip that cost what a picture does: OneVision keeps a quarter of a frame's features
 MOST_VISITORS = 10_000  # that are remembered; the one that was not seen for longest goes first
 
@@ -34,6 +35,7 @@ class Limits:
     open: int  # requests of a visitor at the same time; a tab holds two
     tabs: int  # of a visitor
     body: int  # bytes of a request
+    sent: int  # bytes of a visitor in a minute
 
 
 LOCAL = Limits(
@@ -50,6 +52,7 @@ LOCAL = Limits(
     open=1_000,
     tabs=500,
     body=1_000_000_000,
+    sent=6_000_000_000,
 )
 # A tab of the page sends some 24 requests a minute by itself, and a class of thirty may share one address.
 PUBLIC = Limits(
@@ -66,6 +69,7 @@ PUBLIC = Limits(
     open=200,
     tabs=40,
     body=64_000_000,
+    sent=300_000_000,
 )
 
 
@@ -136,22 +140,25 @@ class Rate:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+        self._counts: OrderedDict[str, deque[tuple[float, int]]] = OrderedDict()  # when and how many
         self._lock = Lock()
 
-    def wait(self, visitor: str) -> float:
-        """Count one more: 0, or in how many seconds there is room for it."""
+    def wait(self, visitor: str, amount: int = 1) -> float:
+        """Count so many more: 0, or in how many seconds there is room for some and these are not counted."""
         now = time.monotonic()
         with self._lock:
-            times = self._times.setdefault(visitor, deque())
-            self._times.move_to_end(visitor)
-            while len(self._times) > MOST_VISITORS:
-                self._times.popitem(last=False)
-            while times and now - times[0] >= MINUTE:
-                times.popleft()
-            if len(times) >= self.most:
-                return MINUTE - (now - times[0])
-            times.append(now)
+            counts = self._counts.setdefault(visitor, deque())
+            self._counts.move_to_end(visitor)
+            while len(self._counts) > MOST_VISITORS:
+                self._counts.popitem(last=False)
+            while counts and now - counts[0][0] >= MINUTE:
+                counts.popleft()
+            if counts and sum(count for _, count in counts) + amount > self.most:
+                return MINUTE - (now - counts[0][0])
+            if counts and now - counts[-1][0] < SECOND:  # so that a visitor takes sixty places and no more
+                now, before = counts.pop()
+                amount += before
+            counts.append((now, amount))
         return 0.0
 
 

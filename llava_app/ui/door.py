@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import gradio as gr
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llava_app.limits import Limits, Rate, network
@@ -30,6 +31,7 @@ class Door:
         self._app = app
         self._limits = limits
         self._rate = Rate(limits.requests)
+        self._sent = Rate(limits.sent)
         self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,11 +49,11 @@ class Door:
                 del self._open[address]
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = _Body(receive, send, most=self._limits.body)
-        with suppress(_TooLargeError):
+        body = _Body(receive, send, refuse=self._counted(_address(scope)))
+        with suppress(_RefusedError, ClientDisconnect):  # who hangs up in the middle is no fault
             await self._app(scope, body.receive, body.send)
-        if body.is_too_large and not body.is_answered:
-            await _answer(scope, 413, self._too_large())(scope, receive, send)
+        if body.refused and not body.is_answered:
+            await _answer(scope, *body.refused)(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> tuple[int, str] | None:
         """The code and the sentence for a request that can be refused by what stands above its body."""
@@ -69,34 +71,50 @@ class Door:
             return 429, f"More than {self._limits.requests:,} requests in a minute. Go on in {seconds:.0f} seconds."
         return None
 
+    def _counted(self, address: str) -> Callable[[int], tuple[int, str] | None]:
+        """What counts the bytes of one request: the code and the sentence once there are too many."""
+        left = self._limits.body
+
+        def refuse(size: int) -> tuple[int, str] | None:
+            nonlocal left
+            left -= size
+            if left < 0:
+                return 413, self._too_large()
+            seconds = self._sent.wait(address, size) if size else 0
+            if seconds:
+                most = f"{self._limits.sent / 1e6:,.0f} MB"
+                return 429, f"You sent more than {most} within a minute. Go on in {seconds:.0f} seconds."
+            return None
+
+        return refuse
+
     def _too_large(self) -> str:
         return f"This is larger than {self._limits.body / 1e6:,.0f} MB, which is the limit. Send less at once."
 
 
-class _TooLargeError(Exception):
-    """A body went on beyond the limit, whatever its length was said to be."""
+class _RefusedError(Exception):
+    """A body went on beyond a limit, whatever its length was said to be."""
 
 
 class _Body:
     """Counts what arrives; what the application says of a body that it never had whole is not sent."""
 
-    def __init__(self, receive: Receive, send: Send, *, most: int) -> None:
+    def __init__(self, receive: Receive, send: Send, *, refuse: Callable[[int], tuple[int, str] | None]) -> None:
         self._receive = receive
         self._send = send
-        self._left = most
-        self.is_too_large = False
+        self._refuse = refuse
+        self.refused: tuple[int, str] | None = None
         self.is_answered = False
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        self.is_too_large = self._left < 0
-        if self.is_too_large:
-            raise _TooLargeError
+        self.refused = self.refused or self._refuse(len(message.get("body", b"")))
+        if self.refused:
+            raise _RefusedError
         return message
 
     async def send(self, message: Message) -> None:
-        if self.is_answered or not self.is_too_large:
+        if self.is_answered or not self.refused:
             self.is_answered = True
             await self._send(message)
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from starlette.responses import PlainTextResponse
 
 from llava_app import limits
 from llava_app.errors import BusyError
 from llava_app.limits import LOCAL, PUBLIC, Gate, Rate, network
-from llava_app.ui.door import Door, Scope
+from llava_app.ui.door import Door, Message, Receive, Scope, Send
 from tests.loops import run
 from tests.security.conftest import Public
 from tests.security.visitor import Visitor
@@ -68,7 +69,7 @@ def test_visitors_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.
     rate = Rate(5)
     for number in range(1000):
         rate.wait(str(number))
-    assert len(rate._times) == 10
+    assert len(rate._counts) == 10
 
 
 def test_who_knocks_is_not_forgotten_for_those_whose_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,7 @@ def test_who_knocks_is_not_forgotten_for_those_whose_minute_is_over(monkeypatch:
     assert not rate.wait("first")
     assert not rate.wait("4")
     assert rate.wait("first")
-    assert list(rate._times) == ["3", "4", "first"]
+    assert list(rate._counts) == ["3", "4", "first"]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +215,46 @@ def test_a_flood_of_requests_is_stopped() -> None:
     assert answers[0] == 429
     assert answers[1].startswith("More than 3 requests in a minute. Go on in ")
     assert json.loads(answers[-1])["detail"].startswith("More than 3 requests")  # which the page shows
+
+
+def test_the_bytes_of_a_visitor_in_a_minute_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
+    answers: list[tuple[int, str]] = []
+
+    async def upload(host: str, *chunks: bytes) -> None:
+        waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        waiting.append({"type": "http.request", "body": b"", "more_body": False})
+        told: list[Message] = []
+
+        async def receive() -> Message:
+            return waiting.pop(0)
+
+        async def send(message: Message) -> None:
+            told.append(message)
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            while (await receive())["more_body"]:
+                pass
+            await PlainTextResponse("taken")(scope, receive, send)
+
+        door._app = application
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": (host, 1)}
+        await door(scope, receive, send)
+        answers.append((told[0]["status"], told[1]["body"].decode()))
+
+    async def send_much() -> None:
+        await upload("a", b"x" * 600_000, b"x" * 300_000)
+        now[0] = 20.0
+        await upload("a", b"x" * 60_000, b"x" * 60_000)
+        await upload("b", b"x" * 900_000)
+        now[0] = 61.0
+        await upload("a", b"x" * 900_000)
+
+    door = Door(None, replace(PUBLIC, sent=1_000_000))
+    run(send_much())
+    told = "You sent more than 1 MB within a minute. Go on in 40 seconds."
+    assert answers == [(200, "taken"), (429, told), (200, "taken"), (200, "taken")]
 
 
 def test_open_requests_are_bounded_for_each_visitor() -> None:
