@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_app.ui.uploads import LEFT, Uploads
+from llava_app.ui.uploads import LEFT, UNFINISHED, Uploads
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +38,14 @@ def test_the_oldest_uploads_go_first_and_what_the_page_shows_itself_stays(tmp_pa
     files = [write(uploads.folder, str(age), age=age) for age in (30, 20, 10, 0)]
     uploads.bound()
     assert [path.exists() for path in (icon, *files)] == [True, False, False, True, True]
+
+
+def test_what_is_left_of_an_upload_that_broke_off_goes_and_one_that_goes_on_stays(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path)
+    going_on, broken = uploads.folder / "tmp1", uploads.folder / "tmp2"
+    for path in (going_on, broken):
+        path.write_bytes(bytes(100))
+    os.utime(broken, (time.time() - UNFINISHED - 1,) * 2)
+    whole = write(uploads.folder, "whole", age=UNFINISHED + 1)
+    uploads.bound()
+    assert [path.exists() for path in (going_on, broken, whole)] == [True, False, True]

@@ -14,6 +14,7 @@ from threading import Thread
 
 MOST_BYTES = 4_000_000_000
 LOOK = 30.0  # s between two looks at how much there is
+UNFINISHED = 3600.0  # s without a further byte after which nobody sends the rest of an upload
 LEFT = 600.0  # s without a look after which nobody owns a folder any more
 
 
@@ -40,8 +41,12 @@ class Uploads:
         Thread(target=self._watch, name="uploads", daemon=True).start()
 
     def bound(self) -> None:
-        """Delete the oldest files until the rest is no larger than it may be."""
+        """Delete what is left of uploads that broke off, and the oldest files until the rest is as small as it must."""
         files = {path: about for path, about in _files(self.folder).items() if path not in self._own}
+        for path in [path for path in files if path.parent == self.folder]:  # where they lie until they are whole
+            if time.time() - files[path].st_mtime > UNFINISHED:
+                path.unlink(missing_ok=True)
+                del files[path]
         total = sum(about.st_size for about in files.values())
         for path in sorted(files, key=lambda path: files[path].st_mtime):
             if total <= self._most_bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from llava_app import limits
@@ -255,6 +256,24 @@ def test_the_bytes_of_a_visitor_in_a_minute_are_bounded(monkeypatch: pytest.Monk
     run(send_much())
     told = "You sent more than 1 MB within a minute. Go on in 40 seconds."
     assert answers == [(200, "taken"), (429, told), (200, "taken"), (200, "taken")]
+
+
+def test_who_hangs_up_in_the_middle_of_an_upload_is_no_fault() -> None:
+    arriving = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    told: list[Message] = []
+
+    async def receive() -> Message:
+        return arriving.pop(0)
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": ("a", 1)}
+    run(Door(application, PUBLIC)(scope, receive, send))
+    assert (arriving, told) == ([], [])
 
 
 def test_open_requests_are_bounded_for_each_visitor() -> None:
