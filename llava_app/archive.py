@@ -12,6 +12,7 @@ from typing import Any
 from llava_app.conversation import Conversation, from_record, to_record
 from llava_app.errors import DataError
 from llava_app.images import Picture, open_image
+from llava_app.limits import LOCAL, Limits, check_kept, check_room
 
 RECORD = "conversation.json"
 MARKDOWN = "conversation.md"
@@ -36,11 +37,12 @@ def pack(conversation: Conversation, *, typed: Callable[[str], str], written: Ca
     return file.getvalue()
 
 
-def unpack(path: Path) -> Conversation:
+def unpack(path: Path, limits: Limits = LOCAL) -> Conversation:
     """The conversation in a zip file made by `pack`, or by hand in the same form; nothing is written to the disk.
 
     Raises DataError: no zip file, or one that is too large, has no record, names a file outside of itself or one that
-    it lacks. ImageError: a picture that cannot be used.
+    it lacks. ImageError: a picture that cannot be used, or too many. ContextError: texts beyond `limits`. BusyError: no
+    room in memory.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -48,9 +50,10 @@ def unpack(path: Path) -> Conversation:
             record = _record(archive, sizes)
             names = record.get("image") or []
             names = names if isinstance(names, list) else [names]
-            if len(names) > MAX_PICTURES:
-                raise DataError(f"The record names {len(names):,} pictures; the limit is {MAX_PICTURES}.")
-            pictures = [open_image(_read(archive, str(name), sizes, MAX_PICTURE), str(name)) for name in names]
+            most = min(MAX_PICTURES, limits.pictures_kept)
+            if len(names) > most:
+                raise DataError(f"The record names {len(names):,} pictures; the limit is {most}.")
+            pictures = [_picture(archive, str(name), sizes, limits) for name in names]
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -62,6 +65,7 @@ def unpack(path: Path) -> Conversation:
     conversation = from_record(record, pictures)
     if len(conversation.turns) > MAX_TURNS:
         raise DataError(f"The conversation has {len(conversation.turns):,} questions; the limit is {MAX_TURNS}.")
+    check_kept(conversation, limits)
     return conversation
 
 
@@ -105,6 +109,11 @@ def _record(archive: zipfile.ZipFile, sizes: dict[str, int]) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{RECORD} in the zip file must hold one LLaVA record.")
     return record
+
+
+def _picture(archive: zipfile.ZipFile, name: str, sizes: dict[str, int], limits: Limits) -> Picture:
+    check_room(limits)
+    return open_image(_read(archive, name, sizes, MAX_PICTURE), name)
 
 
 def _read(archive: zipfile.ZipFile, name: str, sizes: dict[str, int], most: int) -> bytes:

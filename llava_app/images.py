@@ -61,6 +61,12 @@ def picture_of(image: Image.Image, name: str) -> Picture:
     return Picture(_in_use.setdefault(digest, clean), digest, name)
 
 
+def living_bytes() -> int:
+    """Bytes of the pixels of all pictures that anything here still holds, each counted once."""
+    images = filter(None, [reference() for reference in _in_use.valuerefs()])
+    return sum(3 * image.width * image.height for image in images)
+
+
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = (122, 116, 104)) -> Image.Image:
     """Centre `image` on a square of `colour`, as LLaVA-1.5 was trained to see it (its default: CLIP's mean colour)."""
     side = max(image.size)

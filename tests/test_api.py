@@ -1,5 +1,6 @@
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
-from llava_app.errors import ContextError, DataError, ImageError, UserError
+from llava_app.errors import BusyError, ContextError, DataError, ImageError, UserError
+from llava_app.limits import LOCAL, Gate
 from llava_app.ui import api
 from llava_app.ui.api import Programs, read_history, read_pictures, read_settings
 from llava_app.ui.models import Models
@@ -176,3 +178,25 @@ def test_a_question_that_is_none_is_refused_before_any_model_loads(
 ) -> None:
     with pytest.raises(gr.Error, match=message):
         next(programs.ask(images, question))
+
+
+def test_pictures_are_counted_before_any_is_decoded(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "open_image", lambda *_: pytest.fail("decodes"))
+    turn = {"question": "A?", "answer": "B.", "images": [DATA_URL] * 8}
+    with pytest.raises(gr.Error, match="There are 17 pictures; the limit is 16"):
+        next(programs.ask([DATA_URL], "?", [turn, turn]))
+
+
+def test_a_request_that_is_refused_counts_as_a_question(tmp_path: Path) -> None:
+    models = Models(lambda card: pytest.fail("loads"), lambda: pytest.fail("chooses"), runs=tmp_path)
+    programs = Programs(models, Gate(replace(LOCAL, questions=1)))
+    for told in ("picture 1 is not a picture", "You asked 1 questions within a minute"):
+        with pytest.raises(gr.Error, match=told):
+            next(programs.ask(["data:image/png;base64,aGVsbG8="], "?"))
+
+
+def test_no_picture_is_decoded_while_the_pictures_of_all_fill_the_memory() -> None:
+    full = replace(LOCAL, picture_bytes=0)
+    turn = {"question": "A?", "answer": "B.", "images": ["data:image/png;base64,aGVsbG8="]}
+    with pytest.raises(BusyError, match="of memory, which is the limit"):
+        read_history([turn], None, full)

@@ -2,6 +2,7 @@ import io
 import json
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from llava_app import archive
 from llava_app.archive import markdown, pack, unpack
 from llava_app.conversation import Conversation
-from llava_app.errors import DataError, ImageError
+from llava_app.errors import BusyError, ContextError, DataError, ImageError
 from llava_app.images import Picture
-from llava_app.ui.display import as_typed, as_written
+from llava_app.limits import PUBLIC
+from llava_app.ui.markdown import as_typed, as_written
 
 AS_SHOWN = {"typed": as_typed, "written": as_written}
 
@@ -133,3 +135,20 @@ def test_what_is_no_zip_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a\.png"):
         unpack(zipped(tmp_path, {"conversation.json": json.dumps(RECORD), "a.png": b"Dear diary"}))
+
+
+def test_the_limits_of_the_page_hold_for_a_zip_file(tmp_path: Path) -> None:
+    many = zipped(tmp_path, {"conversation.json": json.dumps(RECORD | {"image": ["a.png"] * 17})})
+    with pytest.raises(DataError, match="names 17 pictures; the limit is 16"):
+        unpack(many, PUBLIC)
+    said = [{"from": "human", "value": "x" * 4_001}, {"from": "gpt", "value": "Yes."}]
+    long = zipped(tmp_path, {"conversation.json": json.dumps({"id": "1", "conversations": said})})
+    with pytest.raises(ContextError, match="The question has 4,001 characters; the limit is 4,000"):
+        unpack(long, PUBLIC)
+    assert unpack(long)
+
+
+def test_a_picture_in_a_zip_file_is_not_read_while_the_memory_is_full(tmp_path: Path) -> None:
+    path = zipped(tmp_path, {"conversation.json": json.dumps(RECORD), "a.png": b"Dear diary"})
+    with pytest.raises(BusyError, match="of memory, which is the limit"):
+        unpack(path, replace(PUBLIC, picture_bytes=0))

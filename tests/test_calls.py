@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llava_app.ui.calls import MOST_LEFT
+from llava_app.ui.calls import LOST, MOST_LEFT
 from tests.serving import PATIENCE, ROOT
 
 SCRIPT = """
@@ -17,6 +17,7 @@ import asyncio, ctypes, json
 from datetime import timedelta
 from types import SimpleNamespace
 import gradio as gr
+from fastapi import HTTPException
 from llava_app.ui.calls import MOST_LEFT, Page
 from llava_app.ui.operations import give_back_pictures
 
@@ -30,6 +31,7 @@ def large_bytes():
 with Page() as page:
     window = gr.Textbox()
     window.change(lambda text: None, window, None)
+    gr.Timer().tick(lambda text: None, window, None)
 told, tabs, queue = {}, page.state_holder, page._queue
 
 asyncio.run(page.preprocess_data(page.fns[0], ["x" * 1_000_000], tabs["0"]))
@@ -42,6 +44,18 @@ for number in range(MOST_LEFT + 20):
     if number == 7:
         tabs.time_last_used["7"] += timedelta(minutes=1)  # its connection had only broken
 told["tabs"] = list(tabs.session_data)
+
+page._tabs.lose("lost", tabs)
+page._admit(page.fns[1], "lost", "me")  # the clock
+try:
+    page._admit(page.fns[0], "lost", "me")
+except HTTPException as refused:
+    told["lost"] = [refused.status_code, refused.detail]
+
+tabs["open"]
+call = {"block_fn": page.fns[0], "inputs": ["x"], "state": tabs["call"], "session_hash": "call", "event_id": "call"}
+asyncio.run(page.process_api(**call))
+told["first to go"] = next(iter(tabs.session_data))
 
 for number in range(9):
     queue.event_analytics[number] = {"function": "ask", "status": "success", "process_time": 1.0}
@@ -74,6 +88,14 @@ def test_no_copy_of_what_a_tab_shows_is_kept(told: dict[str, Any]) -> None:
 
 def test_what_was_in_the_last_closed_tabs_is_kept_and_in_one_that_came_back(told: dict[str, Any]) -> None:
     assert told["tabs"] == ["7", *map(str, range(20, MOST_LEFT + 20))]
+
+
+def test_a_tab_that_is_lost_is_told_when_a_person_does_something_there(told: dict[str, Any]) -> None:
+    assert told["lost"] == [409, LOST]
+
+
+def test_a_call_without_a_session_takes_no_tabs_room(told: dict[str, Any]) -> None:
+    assert told["first to go"] == "call"
 
 
 def test_no_statistics_are_made_after_each_event(told: dict[str, Any]) -> None:

@@ -141,10 +141,10 @@ def test_what_cannot_be_compared_is_told_and_nothing_is_lost(
 def test_comparing_counts_as_asking(models: Models, tmp_path: Path, told: list[str]) -> None:
     handlers = Compare(models, Votes(tmp_path / "votes.jsonl"), Gate(replace(LOCAL, questions=1)))
     match = send(handlers, Match(), "run/One", "run/Two")
-    *_, (kept, _, _, box, _) = handlers.send({"text": "And?"}, match, "run/One", "run/Two", False, *SETTINGS)
+    asked = {"text": "And?", "files": ["nowhere.png"]}  # which is not looked for
+    *_, (kept, _, _, box, _) = handlers.send(asked, match, "run/One", "run/Two", False, *SETTINGS)
     assert "1 questions within a minute" in told[-1]
-    assert kept == match
-    assert box["value"]["text"] == "And?"
+    assert (kept, box["value"]) == (match, asked)
 
 
 def test_blind_names_stay_hidden_until_the_vote(handlers: Compare, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from PIL import Image
 
 from llava_app.conversation import Conversation
 from llava_app.images import Picture
+from llava_app.limits import PUBLIC, Gate
 from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import MOST_TALKS, Conversations, Shelf
 from llava_app.ui.display import Notes, Talk
@@ -218,3 +220,23 @@ def test_the_server_forgets_what_was_not_touched_for_longest() -> None:
         for one in (first, second, first, third):
             live.put(one)
         assert [live.get(one.key) is not None for one in (first, second, third)] == [True, False, True]
+
+
+def test_an_import_counts_as_a_question(tmp_path: Path) -> None:
+    limited = Conversations(Live(), Gate(replace(PUBLIC, questions=1)))
+    file = limited.export(talk("What?"))["value"]
+    taken, *_ = limited.take_in(file, Tab(), Talk(), ())
+    assert taken.conversation.turns
+    with pytest.warns(UserWarning, match="You asked 1 questions within a minute"):
+        assert "value" not in limited.take_in(file, Tab(), Talk(), ())[0]
+
+
+def test_what_a_browser_brings_back_is_bounded_as_what_is_asked_there() -> None:
+    public = Conversations(Live(), Gate(PUBLIC))
+    long = Talk(Conversation().ask("x" * (PUBLIC.characters + 1)).answer("Yes."))
+    browser, _ = kept(Conversations(Live()), talk("Good?"), long)
+    assert listed(public.restore(browser.stored())[3]) == ["New chat", "Good?"]
+    full = [Talk(Conversation().ask(f"{number}?").answer("x" * 30_000)) for number in range(40)]
+    browser, _ = kept(Conversations(Live()), *full)
+    _, _, shelf, *_ = public.restore(browser.stored())
+    assert [entry.title for entry in shelf] == [f"{number}?" for number in range(39, 6, -1)]

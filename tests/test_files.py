@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_app.errors import ImageError, VideoError
-from llava_app.limits import LOCAL
+from llava_app.errors import BusyError, ImageError, VideoError
+from llava_app.limits import LOCAL, check
 from llava_app.ui.asked import ask
 from llava_app.ui.display import Talk
 from llava_app.ui.files import open_files, save
@@ -56,7 +56,13 @@ def test_four_frames_of_a_clip_count_as_one_picture_of_a_conversation(tmp_path: 
     talk = ask(Talk(), "What moves?", [clip, clip, still], limits)
     assert len(talk.conversation.pictures) == 3
     answered = replace(talk, conversation=talk.conversation.answer("A ball."))
-    assert ask(answered, "And now?", [], limits).conversation.is_open
+    check(ask(answered, "And now?", [], limits).conversation, limits)
     told = r"would hold 10 pictures, of a clip 4 frames counted as one; the limit is 7\. Send less, or start a new chat"
     with pytest.raises(ImageError, match=told):
-        ask(answered, "And here?", [clip], limits)
+        check(ask(answered, "And here?", [clip], limits).conversation, limits)
+
+
+@pytest.mark.parametrize("name", ["nowhere.png", "nowhere.mp4"])
+def test_nothing_is_opened_while_the_pictures_of_all_fill_the_memory(name: str) -> None:
+    with pytest.raises(BusyError, match=r"fill 0\.0 GB of memory, which is the limit\. Ask without"):
+        open_files([name], replace(LOCAL, picture_bytes=0))

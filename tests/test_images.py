@@ -6,6 +6,7 @@ import warnings
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pillow_heif
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageDraw
 
+from llava_app import images
 from llava_app.errors import ImageError
-from llava_app.images import MAX_PIXELS, MAX_SIDE, Picture, framed, open_image, pad_to_square, picture_of
+from llava_app.images import MAX_PIXELS, MAX_SIDE, Picture, framed, living_bytes, open_image, pad_to_square, picture_of
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
@@ -292,3 +294,12 @@ def test_a_framed_picture_is_a_square_that_shows_all_or_the_middle(size: tuple[i
     assert (len(pad.image.getcolors()), len(crop.image.getcolors())) == (3, 2 if min(size) > 1 else 1)
     assert framed(picture, "own") is picture
     assert framed(crop, "pad") is crop
+
+
+def test_the_pictures_in_memory_are_counted_once_and_while_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_in_use", WeakValueDictionary())
+    held = [open_image(saved(red_left_blue_right())) for _ in range(3)]
+    other = open_image(saved(red_left_blue_right(10, 10)))
+    assert living_bytes() == 64 * 32 * 3 + 10 * 10 * 3
+    held.clear()
+    assert living_bytes() == 3 * other.image.width * other.image.height

@@ -20,7 +20,7 @@ from llava_app.checkpoints import Card, read_card
 from llava_app.conversation import Conversation
 from llava_app.engine import Piece, Sampling
 from llava_app.engine.local import LocalEngine
-from llava_app.limits import LOCAL
+from llava_app.limits import LOCAL, PUBLIC, Gate
 from llava_app.ui import handlers as page
 from llava_app.ui.asked import Tab
 from llava_app.ui.conversations import Conversations
@@ -631,3 +631,36 @@ def test_the_image_mode_changes_what_the_model_sees_and_not_the_picture(handlers
     assert own == pad == forged[0] == forged[1]  # the tiny model was made to pad
     assert crop != own
     assert {talk.conversation.pictures[0].image.size for talk in talks} == {(90, 30)}
+
+
+def test_a_question_counts_once_and_when_it_is_sent_before_a_picture_is_opened(handlers: Handlers) -> None:
+    limited = Handlers(handlers.models, [], Gate(replace(LOCAL, questions=2)))
+    talk, _, _ = last(limited, "send", message("What?"), Talk(), "run/tiny", *SHORT)
+    limited.send(message("And?"), Tab(), talk, "run/tiny", *SHORT)  # nobody waits for its answer
+    third = message("And this?", "nowhere.png")
+    with pytest.warns(UserWarning, match="You asked 2 questions within a minute"):
+        kept, _, box = limited.send(third, Tab(), talk, "run/tiny", *SHORT)
+    assert (kept, box["value"]) == (talk, third)
+    with pytest.warns(UserWarning, match="You asked 2 questions within a minute"):
+        assert limited.retry(Tab(), talk, "run/tiny", *SHORT)[0] == talk
+
+
+LONG = Conversation().ask("x" * 4_001).answer("A cat.", "length")
+MANY = Conversation().ask("Hi?").answer("x" * 60_000).ask("And?").answer("x" * 60_000, "length")
+
+
+@pytest.mark.parametrize("event", ["retry", "resume"])
+@pytest.mark.parametrize(
+    ("conversation", "told"),
+    [
+        (LONG, "The question has 4,001 characters; the limit is 4,000"),
+        (replace(MANY, turns=MANY.turns * 2), "characters; the limit is 100,000. Start a new chat"),
+    ],
+)
+def test_what_came_in_as_a_whole_is_bounded_when_it_is_asked_again(
+    handlers: Handlers, event: str, conversation: Conversation, told: str
+) -> None:
+    before = Talk(conversation)
+    with pytest.warns(UserWarning, match=told):
+        after = getattr(Handlers(handlers.models, [], Gate(PUBLIC)), event)(Tab(), before, "run/tiny", *SHORT)
+    assert after[0] == before

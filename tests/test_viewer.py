@@ -1,5 +1,6 @@
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llava_app.engine.local import LocalEngine
 from llava_app.engine.process import Opened
 from llava_app.feedback import Feedback
 from llava_app.images import Picture
+from llava_app.limits import LOCAL, Gate
 from llava_app.loading import Loaded, load
 from llava_app.prompts import encode
 from llava_app.seen import seen, use
@@ -156,6 +158,15 @@ def test_a_forged_vote_keeps_nothing(tmp_path: Path, forged: dict[str, Any]) -> 
     talk, _ = Verdicts(OneModel(None), Feedback(tmp_path / "f")).vote(event(**forged), TALK, "tiny")
     assert not isinstance(talk, Talk)
     assert not (tmp_path / "f").exists()
+
+
+def test_a_verdict_counts_as_a_question(tmp_path: Path) -> None:
+    votes = Verdicts(OneModel(None), Feedback(tmp_path), Gate(replace(LOCAL, questions=2)))
+    votes.vote(event(turn=0, vote="up"), TALK, "tiny")
+    votes.correct(event(turn=1, text="Blue."), TALK, "tiny")
+    with pytest.warns(UserWarning, match="You asked 2 questions within a minute"):
+        assert not isinstance(votes.vote(event(turn=0, vote="down"), TALK, "tiny")[0], Talk)
+    assert not (tmp_path / "disliked.jsonl").exists()
 
 
 def test_where_feedback_is_off_nothing_is_kept() -> None:

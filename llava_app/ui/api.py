@@ -32,7 +32,7 @@ from llava_app.conversation import Conversation
 from llava_app.engine import Sampling
 from llava_app.errors import ContextError, DataError, ImageError, ModelError, UserError
 from llava_app.images import Picture, open_image
-from llava_app.limits import LOCAL, Gate
+from llava_app.limits import LOCAL, Gate, Limits, bounded, check, check_room
 from llava_app.ui.door import visitor
 from llava_app.ui.models import Models
 
@@ -74,27 +74,26 @@ class Programs:
             {"answer": text so far, "phase": "done" at the end, "finish": why it ended, "left_out": what was not shown}
         """
         try:
-            sampling, chosen, system = read_settings(settings or {})
-            asked = read_history(history or [], system).ask(read_text("question", question), read_pictures(images))
-            if not question.strip() and not images:
-                raise DataError("There is neither a question nor a picture. Send at least one of them.")
-            self._check(asked)
-            longest = min(sampling.max_new_tokens, self._gate.limits.new_tokens)
             with self._gate.enter(visitor(request)):
+                sampling, chosen, system = read_settings(settings or {})
+                asked = self._read(images, question, history or [], system)
+                longest = min(sampling.max_new_tokens, self._gate.limits.new_tokens)
                 yield from self._answer(asked, replace(sampling, max_new_tokens=longest), chosen)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def _check(self, asked: Conversation) -> None:
-        """Raises ImageError or ContextError when it is more than this page takes."""
-        limits, question = self._gate.limits, asked.turns[-1].question
-        most = min(MAX_PICTURES, limits.pictures_kept)
-        if len(asked.pictures) > most:
-            raise ImageError(f"There are {len(asked.pictures)} pictures; the limit is {most}. Send fewer.")
-        if len(question) > limits.characters:
-            raise ContextError(
-                f"The question has {len(question):,} characters; the limit is {limits.characters:,}. Shorten it."
-            )
+    def _read(self, images: Any, question: Any, history: Any, system: str | None) -> Conversation:
+        """The conversation with its open question. Raises UserError, and at a limit before any picture is decoded."""
+        limits = self._gate.limits
+        bounded(read_text("question", question), limits)
+        pictures, most = count_pictures(images, history), min(MAX_PICTURES, limits.pictures_kept)
+        if pictures > most:
+            raise ImageError(f"There are {pictures} pictures; the limit is {most}. Send fewer.")
+        if not question.strip() and not images:
+            raise DataError("There is neither a question nor a picture. Send at least one of them.")
+        asked = read_history(history, system, limits).ask(question, read_pictures(images, limits))
+        check(asked, limits)
+        return asked
 
     def _answer(self, asked: Conversation, sampling: Sampling, chosen: str | None) -> Iterator[dict[str, Any]]:
         while not self._models.first.done():
@@ -143,8 +142,8 @@ def read_settings(settings: dict[str, Any]) -> tuple[Sampling, str | None, str |
         raise DataError(str(error)) from error
 
 
-def read_history(history: Sequence[Any], system: str | None) -> Conversation:
-    """The turns before the question. Raises DataError that names the turn, or ImageError."""
+def read_history(history: Sequence[Any], system: str | None, limits: Limits = LOCAL) -> Conversation:
+    """The turns before the question. Raises DataError that names the turn, or what `read_pictures` raises."""
     if not isinstance(history, list):
         raise DataError("history must be a list of turns.")
     if len(history) > MAX_TURNS:
@@ -155,7 +154,7 @@ def read_history(history: Sequence[Any], system: str | None) -> Conversation:
             raise DataError(
                 f"Turn {number} of the history must be an object with question, answer and, if any, images."
             )
-        pictures = read_pictures(turn.get("images", []))
+        pictures = read_pictures(turn.get("images", []), limits)
         conversation = conversation.ask(read_text(f"The question of turn {number}", turn["question"]), pictures)
         conversation = conversation.answer(read_text(f"The answer of turn {number}", turn["answer"]))
     return conversation
@@ -170,16 +169,24 @@ def read_text(name: str, value: Any) -> str:
     return value
 
 
-def read_pictures(images: Any) -> list[Picture]:
-    """Uploaded files and data URLs as pictures. Raises DataError or ImageError."""
+def count_pictures(images: Any, history: Any) -> int:
+    """How many pictures question and history bring along; what is of a wrong form is refused where it is read."""
+    turns = [turn for turn in history if isinstance(turn, dict)] if isinstance(history, list) else []
+    lists = [images, *(turn.get("images") for turn in turns)]
+    return sum(len(one) for one in lists if isinstance(one, list))
+
+
+def read_pictures(images: Any, limits: Limits = LOCAL) -> list[Picture]:
+    """Uploaded files and data URLs as pictures. Raises DataError, ImageError, and BusyError when the memory is full."""
     if not isinstance(images, list):
         raise DataError("images must be a list of uploaded files or data URLs.")
     if len(images) > MAX_PICTURES:
         raise ImageError(f"There are {len(images)} pictures; the limit is {MAX_PICTURES}. Send fewer.")
-    return [_picture(image, f"picture {number}") for number, image in enumerate(images, start=1)]
+    return [_picture(image, f"picture {number}", limits) for number, image in enumerate(images, start=1)]
 
 
-def _picture(image: Any, name: str) -> Picture:
+def _picture(image: Any, name: str, limits: Limits) -> Picture:
+    check_room(limits)
     if isinstance(image, str) and image.startswith("data:image/"):
         return open_image(_decoded(image, name), name)
     path = image.get("path") if isinstance(image, dict) else None

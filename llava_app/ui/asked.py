@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_app.engine import Sampling
-from llava_app.errors import ContextError, ImageError
-from llava_app.images import Picture
-from llava_app.limits import Limits
+from llava_app.limits import Limits, bounded
 from llava_app.ui.display import Talk
 from llava_app.ui.files import open_files
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0  # s between two pieces for a browser that cannot draw them as they come
-FRAMES = 4  # of a clip that cost what a picture does: OneVision keeps a quarter of a frame's features
 
 
 @dataclass
@@ -98,24 +95,4 @@ class Tab:
 
 def ask(talk: Talk, question: str, files: Sequence[str], limits: Limits) -> Talk:
     """The talk with this question and these uploaded files. Raises UserError."""
-    asked = talk.ask(bounded(question, limits), open_files(files, limits))
-    pictures = sum(map(_cost, asked.conversation.pictures))
-    if pictures > limits.pictures_kept:
-        raise ImageError(
-            f"With this the conversation would hold {pictures} pictures, of a clip {FRAMES} frames counted as one; "
-            f"the limit is {limits.pictures_kept}. Send less, or start a new chat."
-        )
-    return asked
-
-
-def _cost(picture: Picture) -> int:
-    return 1 if picture.stills == (picture,) else -(-len(picture.stills) // FRAMES)
-
-
-def bounded(question: str, limits: Limits) -> str:
-    """The question. Raises ContextError when it is far too long."""
-    if len(question) > limits.characters:
-        raise ContextError(
-            f"The question has {len(question):,} characters; the limit is {limits.characters:,}. Shorten it, then send."
-        )
-    return question
+    return talk.ask(bounded(question, limits), open_files(files, limits))

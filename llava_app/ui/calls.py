@@ -8,21 +8,23 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import gradio as gr
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from gradio.blocks import BlockFunction
 from gradio.data_classes import PredictBodyInternal
 from gradio.route_utils import FnIndexInferError
 from gradio.state_holder import SessionState
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, is_http_url_like, traverse
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llava_app.errors import BusyError
-from llava_app.ui.door import NO_ERRANDS
+from llava_app.limits import LOCAL
+from llava_app.ui.door import NO_ERRANDS, visitor
+from llava_app.ui.tabs import Tabs
 
 NO_EVENT = "There is no such event. Load the page anew."
 NOT_TAKEN = "This is not what the page sends here. Load it anew and try again."
+LOST = "This tab slept for too long, and the page forgot it. Load it anew: your conversations come back."
 MOST_LEFT = 50  # closed tabs whose contents are kept
 STILL_ENDING = timedelta(seconds=10)  # in which a closed tab's answer comes to its end
 LONGEST_SESSION = 64  # characters of its name, which is kept; the page's own have 11
@@ -57,8 +59,10 @@ class Page(gr.Blocks):
     And that fetch nothing: where a file is wanted and an address is sent, Gradio would download from there.
     """
 
-    def __init__(self, **how: Any) -> None:
+    def __init__(self, *, tabs: int = LOCAL.tabs, **how: Any) -> None:
+        """`tabs`: how many a visitor may have open."""
         self._left: OrderedDict[str, datetime] = OrderedDict()
+        self._tabs = Tabs(tabs)
         super().__init__(**how)
 
     def queue(self, **how: Any) -> "Page":
@@ -67,7 +71,7 @@ class Page(gr.Blocks):
         super().queue(**how)
         push = self._queue.push
 
-        async def checked(body: PredictBodyInternal, *rest: Any, **named: Any) -> Any:
+        async def checked(body: PredictBodyInternal, request: Request, username: str | None) -> Any:
             event = self.fns.get(-1 if body.fn_index is None else body.fn_index)
             if event is None or event.fn is None:  # the latter are the browser's own
                 raise HTTPException(404, NO_EVENT)
@@ -75,7 +79,9 @@ class Page(gr.Blocks):
                 body.event_data.pop("value", None)  # of an example with its files; handlers ask for its index
             if not _takes(event, body):
                 raise HTTPException(400, NOT_TAKEN)
-            return await push(body, *rest, **named)
+            if body.session_hash is not None:
+                self._admit(event, body.session_hash, visitor(gr.Request(request, username)))
+            return await push(body, request, username)
 
         self._queue.push = checked
         return self
@@ -87,11 +93,11 @@ class Page(gr.Blocks):
         one whose connection broke may come back.
         """
         self._left[request.session_hash or ""] = datetime.now()
+        self._tabs.leave(request.session_hash or "")
         while len(self._left) > MOST_LEFT:
             tab, when = self._left.popitem(last=False)
             if self.state_holder.time_last_used.get(tab, when) - when < STILL_ENDING:  # else it came back
-                self.state_holder.session_data.pop(tab, None)
-                self.state_holder.time_last_used.pop(tab, None)
+                self._tabs.lose(tab, self.state_holder)
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, *rest: Any
@@ -108,6 +114,25 @@ class Page(gr.Blocks):
         except Exception as error:  # the components raise anything from TypeError to pydantic's own
             logger.warning("A call of %s brought what it does not take (%s).", block_fn.api_name, type(error).__name__)
             raise gr.Error(NOT_TAKEN, print_exception=False) from error
+
+    async def process_api(
+        self, *given: Any, session_hash: str | None = None, event_id: str | None = None, **how: Any
+    ) -> Any:
+        """As Blocks do it. What is kept of a call without a session is the first to go when room is needed."""
+        try:
+            return await super().process_api(*given, session_hash=session_hash, event_id=event_id, **how)
+        finally:
+            if session_hash == event_id and session_hash in self.state_holder.session_data:
+                self.state_holder.session_data.move_to_end(session_hash, last=False)
+
+    def _admit(self, event: BlockFunction, tab: str, visitor: str) -> None:
+        """Raises HTTPException for a tab too many, and for one that is lost, unless it is its clock that calls."""
+        try:
+            self._tabs.enter(tab, visitor, self.state_holder)
+        except BusyError as error:
+            raise HTTPException(429, str(error)) from error
+        if self._tabs.is_lost(tab) and not any(kind == "tick" for _, kind in event.targets):
+            raise HTTPException(409, LOST)
 
 
 def _takes(event: BlockFunction, call: PredictBodyInternal) -> bool:

@@ -88,8 +88,9 @@ def chat(
     sheet = gr.HTML("", js_on_load=_script("viewer.js"), elem_id="viewer")
     tab, talk = gr.State(Tab()), gr.State(Talk())
     settled = _connect_answers(handlers, window, box, bridge=bridge, quick=quick, inputs=[tab, talk, model, *controls])
-    votes = _connect_votes(Verdicts(handlers.models, feedback), bridge, outputs=[talk, window], model=model)
-    conversations = Conversations(handlers.live)
+    verdicts = Verdicts(handlers.models, feedback, handlers.gate)
+    votes = _connect_votes(verdicts, bridge, outputs=[talk, window], model=model)
+    conversations = Conversations(handlers.live, handlers.gate)
     changes = [*settled, *votes]
     connect_panel(
         conversations, page, panel, tab=tab, talk=talk, window=window, clear=clear, changes=changes, how=EVENT

@@ -83,12 +83,12 @@ class Compare:
             return
         box = {"text": question, "files": files}
         try:
-            asked = self._match(match, left, right, blind=bool(blind)).ask(
-                read_text("The question", question), open_files(files)
-            )
-            yield *self._draw(asked, ("reading", "reading")), gr.update(value=None, submit_btn=False, stop_btn=True), ""
-            sampling = Sampling.clamped(temperature=temperature, max_new_tokens=max_new_tokens)
             with self._gate.enter(visitor(request)):
+                chosen = self._match(match, left, right, blind=bool(blind))
+                asked = chosen.ask(read_text("The question", question), open_files(files))
+                emptied = gr.update(value=None, submit_btn=False, stop_btn=True)
+                yield *self._draw(asked, ("reading", "reading")), emptied, ""
+                sampling = Sampling.clamped(temperature=temperature, max_new_tokens=max_new_tokens)
                 for so_far, phases in self._answers(asked, sampling):
                     yield *self._draw(so_far, phases), gr.skip(), gr.skip()
         except UserError as error:

@@ -19,15 +19,19 @@ from gradio.utils import get_upload_folder
 
 from llava_app.archive import pack, unpack
 from llava_app.conversation import FINISHES, Conversation, Turn, well_formed
-from llava_app.errors import DataError
+from llava_app.errors import DataError, UserError
+from llava_app.limits import LOCAL, Gate, characters, check_kept
 from llava_app.ui.asked import Tab
-from llava_app.ui.display import Notes, Talk, as_typed, as_written, messages
+from llava_app.ui.display import Notes, Talk, messages
+from llava_app.ui.door import visitor
 from llava_app.ui.handlers import MAX_CHARACTERS, explain
 from llava_app.ui.live import Live
+from llava_app.ui.markdown import as_typed, as_written
 
 MOST_TALKS = 100
 MOST_TURNS = 500
 MOST_PICTURES = 200  # of a question
+FULL_TALKS = 10  # conversations as long as they may be that a list holds; a browser keeps some five million characters
 TITLE_LENGTH = 60
 KEY = re.compile(r"[A-Za-z0-9_-]{16,32}")
 EMPTY = "New chat"
@@ -49,14 +53,16 @@ Shelf = tuple[Entry, ...]  # newest first
 class Conversations:
     """The events of the list, for conversations that `live` remembers with their pictures."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, gate: Gate | None = None) -> None:
+        """`gate`: where every import passes, as a question does; by default that of a page of one's own."""
         self.live = live
+        self._gate = gate or Gate(LOCAL)
 
     def restore(self, stored: Any) -> tuple[Any, ...]:
         """The conversations of this browser, as keeper.js sends them, and the one that was open in this tab."""
         stored = stored if isinstance(stored, dict) else {}
         entries = sorted(self._entries(stored.get("talks")), key=lambda entry: entry.time, reverse=True)
-        shelf = tuple(entries[:MOST_TALKS])
+        shelf = self._newest(entries)
         key = stored.get("current")
         found = [entry.talk for entry in shelf if entry.talk.key == key]
         talk = self._known(key) or (found[0] if found else Talk())
@@ -109,12 +115,15 @@ class Conversations:
         file.write_bytes(pack(talk.conversation, typed=as_typed, written=as_written))
         return gr.update(value=str(file))
 
-    def take_in(self, file: str | None, tab: Tab, talk: Talk, shelf: Shelf) -> tuple[Any, ...]:
+    def take_in(
+        self, file: str | None, tab: Tab, talk: Talk, shelf: Shelf, request: gr.Request | None = None
+    ) -> tuple[Any, ...]:
         """Open a conversation from a zip file; the one before it stays in the list."""
         if not file:
             return (gr.skip(),) * 5
         try:
-            conversation = unpack(Path(file))
+            self._gate.count(visitor(request))
+            conversation = unpack(Path(file), self._gate.limits)
         except Exception as error:
             gr.Warning(html.escape(explain(error)), duration=20)
             return (gr.skip(),) * 5
@@ -138,10 +147,22 @@ class Conversations:
         for item in talks[: 2 * MOST_TALKS] if isinstance(talks, list) else []:
             try:
                 key, text = item
-                entries.append(_entry(str(key), json.loads(text), self._known(key)))
-            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, DataError):
+                entry = _entry(str(key), json.loads(text), self._known(key))
+                check_kept(entry.talk.conversation, self._gate.limits)
+                entries.append(entry)
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, UserError):
                 continue  # forged, or of another version
         return entries
+
+    def _newest(self, entries: list[Entry]) -> Shelf:
+        """As many of the entries, newest first, as a list may hold."""
+        room, shelf = FULL_TALKS * self._gate.limits.characters_kept, []
+        for entry in entries[:MOST_TALKS]:
+            room -= characters(entry.talk.conversation)
+            if room < 0:
+                break
+            shelf.append(entry)
+        return tuple(shelf)
 
 
 def _with(shelf: Shelf, talk: Talk) -> Shelf:

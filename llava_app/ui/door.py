@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 import gradio as gr
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from llava_app.limits import Limits, Rate
+from llava_app.limits import Limits, Rate, network
 from llava_app.passwords import ADDRESS
 from llava_app.ui import origins
 
@@ -20,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Further ways to call an event, without the queue or by the names of its arguments, that fail with a trace.
-BYWAYS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/v2/")
+BYWAYS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/v2/", "/gradio_api/component_server")
 # Gradio would fetch these addresses for whoever asks.
 ERRANDS = ("/file=http:", "/file=https:", "/file/http:", "/file/https:", "/proxy=")
 NO_ERRANDS = "This page fetches nothing from other addresses. Upload the file itself."
@@ -38,6 +39,7 @@ class Door:
         self._app = app
         self._limits = limits
         self._rate = Rate(limits.requests)
+        self._sent = Rate(limits.sent)
         self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,11 +59,11 @@ class Door:
                 del self._open[address]
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = _Body(receive, send, most=self._limits.body)
-        with suppress(_TooLargeError):
+        body = _Body(receive, send, refuse=self._counted(_address(scope)))
+        with suppress(_RefusedError, ClientDisconnect):  # who hangs up in the middle is no fault
             await self._app(scope, body.receive, body.send)
-        if body.is_too_large and not body.is_answered:
-            await _answer(scope, 413, self._too_large())(scope, receive, send)
+        if body.refused and not body.is_answered:
+            await _answer(scope, *body.refused)(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> tuple[int, str] | None:
         """The code and the sentence for a request that can be refused by what stands above its body."""
@@ -82,34 +84,50 @@ class Door:
             return 429, f"More than {self._limits.requests:,} requests in a minute. Go on in {seconds:.0f} seconds."
         return None
 
+    def _counted(self, address: str) -> Callable[[int], tuple[int, str] | None]:
+        """What counts the bytes of one request: the code and the sentence once there are too many."""
+        left = self._limits.body
+
+        def refuse(size: int) -> tuple[int, str] | None:
+            nonlocal left
+            left -= size
+            if left < 0:
+                return 413, self._too_large()
+            seconds = self._sent.wait(address, size) if size else 0
+            if seconds:
+                most = f"{self._limits.sent / 1e6:,.0f} MB"
+                return 429, f"You sent more than {most} within a minute. Go on in {seconds:.0f} seconds."
+            return None
+
+        return refuse
+
     def _too_large(self) -> str:
         return f"This is larger than {self._limits.body / 1e6:,.0f} MB, which is the limit. Send less at once."
 
 
-class _TooLargeError(Exception):
-    """A body went on beyond the limit, whatever its length was said to be."""
+class _RefusedError(Exception):
+    """A body went on beyond a limit, whatever its length was said to be."""
 
 
 class _Body:
     """Counts what arrives; what the application says of a body that it never had whole is not sent."""
 
-    def __init__(self, receive: Receive, send: Send, *, most: int) -> None:
+    def __init__(self, receive: Receive, send: Send, *, refuse: Callable[[int], tuple[int, str] | None]) -> None:
         self._receive = receive
         self._send = send
-        self._left = most
-        self.is_too_large = False
+        self._refuse = refuse
+        self.refused: tuple[int, str] | None = None
         self.is_answered = False
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        self.is_too_large = self._left < 0
-        if self.is_too_large:
-            raise _TooLargeError
+        self.refused = self.refused or self._refuse(len(message.get("body", b"")))
+        if self.refused:
+            raise _RefusedError
         return message
 
     async def send(self, message: Message) -> None:
-        if self.is_answered or not self.is_too_large:
+        if self.is_answered or not self.refused:
             self.is_answered = True
             await self._send(message)
 
@@ -118,7 +136,7 @@ def visitor(request: gr.Request | None) -> str:
     """Who asks: the name of a person who logged in, else the address; "" for a program in this process."""
     if request is None or request.request is None:
         return ""
-    return request.username or (request.client.host if request.client else "")
+    return request.username or (network(request.client.host) if request.client else "")
 
 
 def _with_policy(send: Send) -> Send:
@@ -132,7 +150,7 @@ def _with_policy(send: Send) -> Send:
 
 
 def _address(scope: Scope) -> str:
-    return scope["client"][0] if scope.get("client") else ""
+    return network(scope["client"][0]) if scope.get("client") else ""
 
 
 def _answer(scope: Scope, code: int, text: str) -> Response:

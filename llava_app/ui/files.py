@@ -8,18 +8,18 @@ from gradio.utils import get_upload_folder
 
 from llava_app.errors import ImageError
 from llava_app.images import Picture, open_image
-from llava_app.limits import LOCAL, Limits
+from llava_app.limits import LOCAL, Limits, check_room
 
 CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 
 
 def open_files(files: Sequence[str], limits: Limits = LOCAL) -> tuple[Picture, ...]:
-    """The pictures and clips in these uploaded files. Raises ImageError, VideoError."""
+    """The pictures and clips in these uploaded files. Raises ImageError, VideoError; BusyError when memory is full."""
     if len(files) > limits.pictures:
         raise ImageError(
             f"There are {len(files)} pictures in this message; the limit is {limits.pictures}. Remove some, then send."
         )
-    return tuple(map(_open, files))
+    return tuple(_open(file, limits) for file in files)
 
 
 def save(picture: Picture) -> str:
@@ -32,7 +32,8 @@ def save(picture: Picture) -> str:
     return save_bytes_to_cache(as_gif(picture), "clip.gif", get_upload_folder())
 
 
-def _open(file: str) -> Picture:
+def _open(file: str, limits: Limits) -> Picture:
+    check_room(limits)
     if Path(file).suffix.lower() not in CLIPS:
         return open_image(file)
     from llava_app.video import open_moving  # as above

@@ -15,11 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from llava_app.chat import reply
 from llava_app.errors import UserError
-from llava_app.limits import LOCAL, Gate
-from llava_app.ui.asked import Asked, Tab, ask, bounded
+from llava_app.limits import LOCAL, Gate, check
+from llava_app.ui.asked import Asked, Tab, ask
 from llava_app.ui.display import Talk, doing, messages
 from llava_app.ui.door import visitor
 from llava_app.ui.examples import Example, gallery
@@ -103,7 +104,7 @@ class Handlers:
         if not question.strip() and not turns[turn].images:
             gr.Info("Type a question.")
             return UNCHANGED
-        return self._open(lambda on: on.edit(turn, bounded(question, self.limits)), tab, talk, None, model, settings)
+        return self._open(lambda on: on.edit(turn, question), tab, talk, None, model, settings)
 
     def resume(self, tab: Tab, talk: Talk, model: str | None, *settings: Setting) -> Update:
         """Go on with the last answer, where it was cut."""
@@ -125,7 +126,7 @@ class Handlers:
             return
         earlier = messages(asked.so_far)[:-2]
         try:
-            with self.gate.enter(visitor(request)), closing(self._pieces(asked)) as pieces:
+            with self.gate.answer(visitor(request)), closing(self._pieces(asked)) as pieces:
                 for so_far, phase in pieces:
                     if not tab.wants(asked):
                         break
@@ -201,8 +202,10 @@ class Handlers:
             return UNCHANGED
         before = tab.leave(talk)
         try:
+            self.gate.count(visitor(LocalContext.request.get(None)))  # before anything is decoded
             how = read(*settings, longest=self.limits.new_tokens)
             opened = reopen(before).under(how.system)
+            check(opened.conversation, self.limits)
         except Exception as error:
             gr.Warning(html.escape(explain(error)), duration=20)
             return before, messages(before), gr.skip() if box is None else gr.update(value=box)

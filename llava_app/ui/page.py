@@ -58,7 +58,13 @@ def build(models: Models, runs: Path, *, public: bool = False, feedback: bool = 
     gate, kept = Gate(PUBLIC if public else LOCAL), Feedback(runs / "feedback") if feedback or not public else None
     handlers = Handlers(models, read_examples(), gate, world=read_examples(WORLD))
     mark = MARK.read_text(encoding="utf-8")
-    with Page(title=TITLE, analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT), fill_height=True) as page:
+    with Page(
+        tabs=gate.limits.tabs,
+        title=TITLE,
+        analytics_enabled=False,
+        delete_cache=(600, UPLOADS_KEPT),
+        fill_height=True,
+    ) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(f"{mark}<h1>{TITLE}</h1>", elem_id="brand")
             model, every = model_list(models)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 
 from llava_app import limits
 from llava_app.errors import BusyError
-from llava_app.limits import LOCAL, PUBLIC, Gate, Rate
-from llava_app.ui.door import Door, Scope
+from llava_app.limits import LOCAL, PUBLIC, Gate, Rate, network
+from llava_app.ui.door import Door, Message, Receive, Scope, Send
 from tests.loops import run
 from tests.security.conftest import Public
 from tests.security.visitor import Visitor
@@ -68,7 +70,47 @@ def test_visitors_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.
     rate = Rate(5)
     for number in range(1000):
         rate.wait(str(number))
-    assert len(rate._times) == 10
+    assert len(rate._counts) == 10
+
+
+def test_who_knocks_is_not_forgotten_for_those_whose_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(limits, "MOST_VISITORS", 3)
+    rate = Rate(1)
+    for visitor in ("first", "2", "3"):
+        assert not rate.wait(visitor)
+    now[0] = 70.0
+    assert not rate.wait("first")
+    assert not rate.wait("4")
+    assert rate.wait("first")
+    assert list(rate._counts) == ["3", "4", "first"]
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:a:b:c:d", "2001:db8:1:2::/64"),
+        ("2001:DB8:1:2::1", "2001:db8:1:2::/64"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_an_address_counts_as_what_one_line_has(address: str, counted: str) -> None:
+    assert network(address) == counted
+
+
+def test_all_addresses_of_a_line_are_one_visitor(public: Public) -> None:
+    visitors = [Visitor(public.address, f"2001:db8:77:1::{number:x}") for number in range(1, PUBLIC.questions + 2)]
+    event = visitors[0].event("ask")
+    *asked, last = [visitor.call(event, [[], "What?", [], {}]) for visitor in visitors]
+    assert all(outcome.success for outcome in asked)
+    assert "You asked 20 questions within a minute" in last.words
+    for visitor in visitors:
+        visitor.http.close()
 
 
 def test_everything_is_stricter_for_strangers() -> None:
@@ -163,16 +205,75 @@ def test_a_flood_of_requests_is_stopped() -> None:
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": ("a", 1)}
 
     async def knock() -> None:
-        for host in ["a"] * 5 + ["b"]:
+        for host in ["2001:db8::1", "2001:db8::2", *["2001:db8::3"] * 3, "b"]:
             await door(scope | {"client": (host, 1)}, None, send)
+        scope["client"] = ("2001:db8::4", 1)
         await door(scope | {"method": "GET"}, None, send)
         await door(scope | {"path": "/gradio_api/queue/join"}, None, send)
 
     run(knock())
-    assert passed == ["a", "a", "a", "b", "a"]
+    assert passed == ["2001:db8::1", "2001:db8::2", "2001:db8::3", "b", "2001:db8::4"]
     assert answers[0] == 429
     assert answers[1].startswith("More than 3 requests in a minute. Go on in ")
     assert json.loads(answers[-1])["detail"].startswith("More than 3 requests")  # which the page shows
+
+
+def test_the_bytes_of_a_visitor_in_a_minute_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
+    answers: list[tuple[int, str]] = []
+
+    async def upload(host: str, *chunks: bytes) -> None:
+        waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        waiting.append({"type": "http.request", "body": b"", "more_body": False})
+        told: list[Message] = []
+
+        async def receive() -> Message:
+            return waiting.pop(0)
+
+        async def send(message: Message) -> None:
+            told.append(message)
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            while (await receive())["more_body"]:
+                pass
+            await PlainTextResponse("taken")(scope, receive, send)
+
+        door._app = application
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": (host, 1)}
+        await door(scope, receive, send)
+        answers.append((told[0]["status"], told[1]["body"].decode()))
+
+    async def send_much() -> None:
+        await upload("a", b"x" * 600_000, b"x" * 300_000)
+        now[0] = 20.0
+        await upload("a", b"x" * 60_000, b"x" * 60_000)
+        await upload("b", b"x" * 900_000)
+        now[0] = 61.0
+        await upload("a", b"x" * 900_000)
+
+    door = Door(None, replace(PUBLIC, sent=1_000_000))
+    run(send_much())
+    told = "You sent more than 1 MB within a minute. Go on in 40 seconds."
+    assert answers == [(200, "taken"), (429, told), (200, "taken"), (200, "taken")]
+
+
+def test_who_hangs_up_in_the_middle_of_an_upload_is_no_fault() -> None:
+    arriving = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    told: list[Message] = []
+
+    async def receive() -> Message:
+        return arriving.pop(0)
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": ("a", 1)}
+    run(Door(application, PUBLIC)(scope, receive, send))
+    assert (arriving, told) == ([], [])
 
 
 def test_open_requests_are_bounded_for_each_visitor() -> None:
@@ -201,6 +302,20 @@ def test_open_requests_are_bounded_for_each_visitor() -> None:
 
     assert run(knock()) == (3, 4)
     assert statuses == [429, 0]
+
+
+def test_nobody_opens_tabs_without_end_and_takes_the_room_of_the_others(visitor: Visitor) -> None:
+    stop = visitor.event("stop")
+    for number in range(PUBLIC.tabs):
+        visitor.session = f"flood{number}"
+        assert visitor.call(stop, [None]).success
+    visitor.session = "one too many"
+    told = f"You have {PUBLIC.tabs} tabs of this page open, which is the limit. Close some of them."
+    assert told in visitor.call(stop, [None]).words
+    visitor.session = "flood0"
+    assert visitor.call(stop, [None]).success
+    beside = {"session_hash": "flood0", "component_id": 1, "fn_name": "x", "data": None}
+    assert "Programs call" in visitor.http.post("gradio_api/component_server", json=beside).text
 
 
 def test_a_visitor_waits_for_the_answers_that_run(public: Public, visit: Callable[[], Visitor]) -> None:
