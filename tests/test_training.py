@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llava_app.checkpoints import Card, built_in, write_card
+from llava_app.errors import TrainingError
 from llava_app.progress import read_progress
 from llava_app.ui.curves import LINES, answers, loss_curve, rate_curve
 from llava_app.ui.models import Models, Ready, load_locally
@@ -123,6 +124,20 @@ def test_a_model_gives_its_memory_back_to_a_training_whose_plan_needs_it(
     assert note == ("big gave its memory back; a question to it loads it again." if closed else "")
     assert opened[0].closed is closed
     assert models.holds_memory is not closed
+
+
+def test_a_run_starts_also_where_no_plan_can_be_made(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(form: Form) -> Iterator[str | None]:
+        yield None
+        raise TrainingError("no plan")
+
+    training, ordered = Training(models, models.runs), []
+    monkeypatch.setattr(Models, "holds_memory", True)
+    monkeypatch.setattr(training, "_plan", plan)
+    monkeypatch.setattr(training.jobs, "start", lambda name, stage, commands: ordered.append(name))
+    *_, view = training.start(*asked(training))
+    assert ordered == ["mine"]
+    assert "no plan" not in view[0]
 
 
 def test_a_finished_run_is_compared_with_its_base_in_one_click(training: Training, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,13 +174,17 @@ class Training:
         return [job for job in self.jobs.all() if job.name == name]
 
     def _make_room(self, form: Form) -> Iterator[str | None]:
-        """Give the memory of the page's models back if the plan needs it; at the end, what to say of that."""
+        """Give the memory of the page's models back if the plan needs it; at the end, what to say of that.
+
+        Nothing is given back where no plan can be made: the run itself will say what it lacks.
+        """
         if not self.models.holds_memory:
             return
         plan = ""
-        for told in self._plan(form):
-            plan = told or ""
-            yield None
+        with suppress(UserError):
+            for told in self._plan(form):
+                plan = told or ""
+                yield None
         peak = PEAK.search(plan)
         names = self.models.give_back() if peak and float(peak[1]) * 1e9 > self.models.free() else []
         if names:
