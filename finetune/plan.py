@@ -139,7 +139,9 @@ def describe_time(recipe: Recipe, rows: Rows, device: Device) -> str:
         return f"{told}; how long that takes is not known here, because the peak of {device.name} is not"
     seconds = rows.flops / (device.flops * UTILISATION)
     lines = [f"{told}, {seconds:.2g} s at {UTILISATION:.0%} MFU"]
-    learned = [count for count in (rows.examples * recipe.epochs, (recipe.max_steps or 0) * recipe.global_batch) if count]
+    learned = [
+        count for count in (rows.examples * recipe.epochs, (recipe.max_steps or 0) * recipe.global_batch) if count
+    ]
     if learned:
         counts = [f"{rows.examples:,} examples, {recipe.epochs} epochs"] if rows.examples else []
         counts += [f"at most {recipe.max_steps:,} steps of {recipe.global_batch}"] if recipe.max_steps else []
@@ -157,14 +159,14 @@ def main(arguments: list[str]) -> int:
     check_length(config, recipe.max_length)
     if card:
         recipe, _ = inherit(recipe, card)
-    size = sizes(config)
     if options.data:
         data = open_data(options.data, picture_root(options.data, options.images))
-        rows = measured(data, size, recipe, _processor(config, card, recipe))
+        rows = measured(data, sizes(config), recipe, _processor(config, card, recipe))
     else:
-        rows = assumed(size, recipe, text=options.tokens or USUAL[recipe.stage], examples=options.examples or 0)
-    on, half = {"gpu": device.name != "this processor", "bfloat16": device.bfloat16}, device.bfloat16
-    usual, worst = (plan_memory(config, recipe, row, **on) for row in (rows.usual, rows.worst))
+        text = options.tokens or USUAL[recipe.stage]
+        rows = assumed(sizes(config), recipe, text=text, examples=options.examples or 0)
+    gpu, half = device.name != "this processor", device.bfloat16
+    usual, worst = (plan_memory(config, recipe, row, gpu=gpu, bfloat16=half) for row in (rows.usual, rows.worst))
     peak = f"{device.flops / 1e12:.2f} TFLOP/s at most: " if device.flops else ""
     print(f"{named.name} on {device.name} ({peak}{device.source})")
     print(f"memory for {rows.usual.examples} examples at a time, {rows.usual.tokens:,} tokens ({rows.source}):")
@@ -267,7 +269,7 @@ def _processor(config: LlavaConfig, card: Card | None, recipe: Recipe) -> Proces
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 60:
+    if seconds < 90:
         return f"{seconds:.2g} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
 

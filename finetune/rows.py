@@ -107,7 +107,9 @@ def _rough(size: Sizes, recipe: Recipe) -> tuple[int, int, Measure]:
         rendered = render(from_record(record, [BLANK] * images), template, open_answer=False)
         text, spans = rendered.text, rendered.answers
         ids = [ord(letter) for letter in text[::CHARACTERS_PER_TOKEN]]
-        taught = [any(begin <= place < end for begin, end in spans) for place in range(0, len(text), CHARACTERS_PER_TOKEN)]
+        taught = [
+            any(begin <= place < end for begin, end in spans) for place in range(0, len(text), CHARACTERS_PER_TOKEN)
+        ]
         at = max(0, text.find(IMAGE_MARK)) // CHARACTERS_PER_TOKEN
         seen = images * size.picture_tokens
         ids[at:at], taught[at:at] = [GUESSED_IMAGE] * seen, [False] * seen
@@ -132,7 +134,7 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 
 def _worst(each: Sequence[Row], micro: int, longest: int) -> Row:
-    """`micro` examples, of which so many of the `longest` that were looked at are typical."""
+    """`micro` examples that are, in each respect, like so many of the `longest` that were looked at."""
 
     def most(figures: list[int]) -> int:
         return round(micro * fmean(sorted(figures)[-longest:]))

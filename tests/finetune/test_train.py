@@ -141,6 +141,15 @@ def test_a_model_that_looks_back_on_fewer_tokens_is_not_packed(base: Path) -> No
         use_packing(model, 512)
 
 
+def test_examples_longer_than_the_model_was_made_for_are_refused_before_anything_else(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--base", str(base), "--data", "nowhere.json", "--name", "long", "--runs", str(tmp_path)]
+    assert main(["instruct", *where, "max_length=513"]) == 2
+    assert "max_length is 513, and the model was made for 512 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "long").exists()
+
+
 def test_micro_batches_of_any_size_make_the_same_step(base: Path, data: Path) -> None:
     results = []
     for micro in (8, 3, 1):
