@@ -6,7 +6,7 @@ import os
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +19,7 @@ import numpy as np
 
 from finetune.data import OPENING_THREADS, try_opening
 from finetune.data.mixture import Part, open_data, picture_root
-from finetune.data.pictures import Place
+from finetune.data.pictures import Place, open_picture
 from finetune.data.records import image_names
 from finetune.data.refusals import BLANK, CHARACTERS_PER_TOKEN, Refusal, Ruler, identifier, wrong_record
 from llava_app.checkpoints import find
@@ -199,6 +199,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     ruler = Ruler(processor_of(find(options.base)), options.max_length) if options.base else None
     template = ruler.processor.chat_template if ruler else template_text(TEMPLATES[options.stage])
+    shown = 0
     for part in open_data(options.data, picture_root(options.data, options.images)).parts:
         inspector = Inspector(part, stage=options.stage, ruler=ruler)
         report, writer = Report(), Writer(part, options.out or picture_root(part.path, None))
@@ -209,11 +210,21 @@ def main(arguments: list[str]) -> int:
                 continue
             if len(report.lengths) < options.show:
                 print(show(record, template), end="\n\n")
+                shown += 1
+                if options.shown:
+                    save_shown(part.places(record), options.shown, shown)
             report.accept(record, found)
             writer.accept(record)
         print(f"{part.path}: {_printable(report.describe(exact=ruler is not None, max_length=options.max_length))}")
         print(writer.close())
     return 0
+
+
+def save_shown(places: Sequence[Place], folder: Path, number: int) -> None:
+    """Save the pictures of the example that is shown as the `number`th, in order, as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, picture in enumerate(places):
+        open_picture(picture).image.save(folder / f"{number}-{place:03}.png")
 
 
 def show(record: dict[str, Any], template: str) -> str:
@@ -250,4 +261,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=int, default=2048, help="tokens to which examples will be cut (2048)")
     parser.add_argument("--out", type=Path, help="folder of the two files that are written (default: the data's)")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N good examples")
+    parser.add_argument("--shown", type=Path, metavar="FOLDER", help="save the pictures of these examples there")
     return parser
