@@ -125,11 +125,21 @@ def describe(recipe: Recipe, usual: Memory, worst: Memory, device: Device) -> st
     if worst.peak > device.memory:
         fits = (
             f"does not fit into the {device.memory / 1e9:.0f} GB of {device.name}"
-            f"{', though what is usual does' if usual.peak <= device.memory else ''}: lower micro_batch or max_length, "
-            "set gradient_checkpointing=true, lora_rank=64, quantise=4bit, or share the model among several devices"
+            f"{', though what is usual does' if usual.peak <= device.memory else ''}. {lighter(recipe)}"
         )
     lines.append(f"  {'at once, usually':24} {usual.peak / 1e9:8.2f} GB")
     return "\n".join([*lines, f"  {'at most at once':24} {worst.peak / 1e9:8.2f} GB, which {fits}"])
+
+
+def lighter(recipe: Recipe) -> str:
+    """For a person: what makes a run take less memory than it does with `recipe`."""
+    fields = [] if recipe.gradient_checkpointing else ["gradient_checkpointing=true"]
+    if recipe.stage == "instruct" and recipe.quantise == "none":
+        fields.append("quantise=4bit" if recipe.lora_rank else "quantise=4bit lora_rank=64")
+    fields.append(f"micro_batch={recipe.micro_batch // 2}" if recipe.micro_batch > 1 else "a lower max_length")
+    return (
+        f"Set {', '.join(fields)}, or share the model among several GPUs; python -m finetune plan says what it takes."
+    )
 
 
 def describe_time(recipe: Recipe, rows: Rows, device: Device) -> str:

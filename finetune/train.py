@@ -31,6 +31,7 @@ from finetune.log import TRACKED, Log, begin_tracking, refuse_missing, track
 from finetune.optimise import learning_rate_at, make_optimizer, set_rate
 from finetune.output import Output
 from finetune.packing import check_length, use_packing
+from finetune.plan import lighter
 from finetune.processes import gathered, idle_passes, is_sharded, over_processes, share_out
 from finetune.recipe import Recipe
 from finetune.stages import apply_stage, describe, trainable
@@ -76,7 +77,7 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     )
     torch.manual_seed(recipe.seed)
     base = find(run.base)
-    loaded = load(base, precision.loaded_in(base, recipe))
+    loaded = load(base, precision.loaded_in(base, recipe), advice=lighter(recipe))
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     check_length(config, recipe.max_length)
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
