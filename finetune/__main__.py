@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from finetune.recipe import INHERIT, inherit, listing, load_recipe, named_recipe, show
 from llava_app.checkpoints import find
-from llava_app.errors import RecipeError, UserError
+from llava_app.errors import RecipeError, TrainingError, UserError
 
 if TYPE_CHECKING:
     from finetune.checkpoint import Run
@@ -100,8 +100,11 @@ def _train(stage: str, arguments: list[str]) -> int:
     options = _training_parser(stage).parse_intermixed_args(arguments)
     folder = options.runs / options.name
 
+    from torch import OutOfMemoryError
+
     from finetune.checkpoint import is_finished, load_run, refuse_taken
     from finetune.interrupt import Interrupted
+    from finetune.plan import lighter
     from finetune.train import train
 
     run = load_run(folder) if options.resume else _new_run(stage, options)
@@ -116,6 +119,8 @@ def _train(stage: str, arguments: list[str]) -> int:
         return 0
     try:
         train(run, folder, resume=options.resume)
+    except OutOfMemoryError as error:
+        raise TrainingError(f"The GPU's memory did not suffice. {lighter(run.recipe)}") from error
     except Interrupted as error:
         print(f"Stopped after step {error.step}. To go on: python -m finetune {stage} --name {options.name} --resume")
         return 130

@@ -19,7 +19,7 @@ import numpy as np
 
 from finetune.data import OPENING_THREADS, try_opening
 from finetune.data.mixture import MIXTURES, Data, Part, open_data, picture_root
-from finetune.data.pictures import Place
+from finetune.data.pictures import Place, open_picture
 from finetune.data.records import image_names
 from finetune.data.refusals import BLANK, CHARACTERS_PER_TOKEN, Refusal, Ruler, identifier, wrong_record
 from finetune.recipe import LIMITS
@@ -218,7 +218,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     ruler = Ruler(processor_of(find(options.base)), options.max_length) if options.base else None
     template = ruler.processor.chat_template if ruler else template_text(TEMPLATES[options.stage])
-    empty = []
+    empty, shown = [], 0
     data = open_data(options.data, picture_root(options.data, options.images))
     for part, (out, name) in zip(data.parts, _outs(data.parts, options.out), strict=True):
         inspector = Inspector(part, stage=options.stage, ruler=ruler)
@@ -230,6 +230,9 @@ def main(arguments: list[str]) -> int:
                 continue
             if len(report.lengths) < options.show:
                 print(show(record, template), end="\n\n")
+                shown += 1
+                if options.shown:
+                    save_shown(part.places(record), options.shown, shown)
             report.accept(record, found)
             writer.accept(record)
         print(f"{part.path}: {_printable(report.describe(exact=ruler is not None, max_length=options.max_length))}")
@@ -263,6 +266,13 @@ def _outs(parts: Sequence[Part], out: Path | None) -> list[tuple[Path, str]]:
         (folder, name if wanted.count((folder, name)) == 1 else f"{name}-{number}")
         for number, (folder, name) in enumerate(wanted, 1)
     ]
+
+
+def save_shown(places: Sequence[Place], folder: Path, number: int) -> None:
+    """Save the pictures of the example that is shown as the `number`th, in order, as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, picture in enumerate(places):
+        open_picture(picture).image.save(folder / f"{number}-{place:03}.png")
 
 
 def show(record: dict[str, Any], template: str) -> str:
@@ -316,4 +326,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="folder of the two files that are written (default: beside the data)")
     parser.add_argument("--show", type=_at_least(0), default=0, metavar="N", help="print the first N good examples")
+    parser.add_argument("--shown", type=Path, metavar="FOLDER", help="save the pictures of these examples there")
     return parser

@@ -35,6 +35,7 @@ HUB_LICENCES = {  # of presets, as the Hub spells them
     "Llama 3 Community Licence": ["license: llama3"],
     "Tongyi Qianwen research licence": ["license: other", "license_name: tongyi-qianwen-research"],
 }
+NO_ROOM = "Adapters are merged in float32: close what else uses the memory, or export on a machine with more."
 LICENCES = (
     "The code is Apache-2.0. Weights and data keep their own licences: look at those of the base and of the data "
     "before you hand this on. A LLaVA-1.5 from Vicuna comes under the Llama 2 licence; its instruction data was "
@@ -53,7 +54,7 @@ def export(run: Path, out: Path) -> Card:
         raise TrainingError(f"{out} is not empty. Give a new folder.")
     card = read_card(run)
     check_files(card, run, weights=True)
-    loaded = load(card, "float32")
+    loaded = load(card, "float32", advice=NO_ROOM)
     before = _answers(loaded)
     base = base_of(card, run)
     dtype = stored_dtype(Path(loaded.model.name_or_path))
@@ -66,7 +67,7 @@ def export(run: Path, out: Path) -> Card:
     }
     merged = replace(card, source=str(out), base=base.name if base else card.base, scores=card.scores | scores)
     write_card(out, merged)
-    equal = _compare(before, _answers(load(read_card(out), "float32")))
+    equal = _compare(before, _answers(load(read_card(out), "float32", advice=NO_ROOM)))
     (out / "README.md").write_text(model_card(merged, _curve(run), equal=equal, dtype=dtype), encoding="utf-8")
     write_card(out, merged)  # again: it holds the hashes of all files
     return merged

@@ -20,41 +20,87 @@ class Device:
     """What one device has: dense matrix FLOP/s in the precision that training computes in, and bytes of memory."""
 
     name: str
-    flops: float
+    flops: float | None  # None where its peak is not known
     memory: float
     source: str
     bfloat16: bool = True
 
 
+WITHOUT_BFLOAT16 = ("t4", "v100-16gb", "v100-32gb")
 GPUS = {  # by name for the command line
-    key: Device(name, teraflops * 1e12, gigabytes * 1e9, source, bfloat16=key != "t4")
+    key: Device(name, teraflops * 1e12, gigabytes * 1e9, source, bfloat16=key not in WITHOUT_BFLOAT16)
     for key, name, teraflops, gigabytes, source in (
+        (
+            "b200",
+            "NVIDIA B200",
+            2250,
+            180,
+            "HGX B200 datasheet, bfloat16, a sixteenth of the figure with sparsity",
+        ),
         ("h200", "NVIDIA H200", 989, 141, "H200 datasheet, bfloat16, half of the figure with sparsity"),
+        ("h200-nvl", "NVIDIA H200 NVL", 835, 141, "H200 datasheet, bfloat16, half of the figure with sparsity"),
         ("h100", "NVIDIA H100 SXM", 989, 80, "H100 datasheet, bfloat16, half of the figure with sparsity"),
+        ("h100-nvl", "NVIDIA H100 NVL", 835, 94, "H100 datasheet, bfloat16, half of the figure with sparsity"),
+        ("h100-pcie", "NVIDIA H100 PCIe", 756, 80, "H100 datasheet, bfloat16, half of the figure with sparsity"),
         ("a100-80gb", "NVIDIA A100 80GB", 312, 80, "A100 datasheet, bfloat16"),
         ("a100-40gb", "NVIDIA A100 40GB", 312, 40, "A100 datasheet, bfloat16"),
+        ("a40", "NVIDIA A40", 149.7, 48, "A40 datasheet, bfloat16"),
+        ("a30", "NVIDIA A30", 165, 24, "A30 datasheet, bfloat16"),
         ("l40s", "NVIDIA L40S", 362, 48, "L40S datasheet, bfloat16, half of the figure with sparsity"),
+        ("l40", "NVIDIA L40", 181, 48, "L40 datasheet, bfloat16, half of the figure with sparsity"),
         ("a10", "NVIDIA A10", 125, 24, "A10 datasheet, bfloat16"),
         ("l4", "NVIDIA L4", 121, 24, "L4 datasheet, bfloat16, half of the figure with sparsity"),
+        ("rtx6000-ada", "NVIDIA RTX 6000 Ada", 364, 48, "its datasheet, a quarter of the FP8 figure with sparsity"),
+        ("rtx-a6000", "NVIDIA RTX A6000", 154.8, 48, "its datasheet, half of the figure with sparsity"),
+        ("rtx-a5000", "NVIDIA RTX A5000", 111.1, 24, "its datasheet, half of the figure with sparsity"),
+        ("rtx5090", "NVIDIA RTX 5090", 209.5, 32, "RTX Blackwell whitepaper, bfloat16 summed in float32"),
+        ("rtx5080", "NVIDIA RTX 5080", 112.6, 16, "RTX Blackwell whitepaper, bfloat16 summed in float32"),
+        ("rtx5070ti", "NVIDIA RTX 5070 Ti", 87.9, 16, "RTX Blackwell whitepaper, bfloat16 summed in float32"),
+        ("rtx5070", "NVIDIA RTX 5070", 61.7, 12, "RTX Blackwell whitepaper, bfloat16 summed in float32"),
         ("rtx4090", "NVIDIA RTX 4090", 165, 24, "Ada whitepaper, bfloat16 summed in float32"),
+        ("rtx4080", "NVIDIA RTX 4080", 97.5, 16, "Ada whitepaper, bfloat16 summed in float32"),
+        ("rtx4070ti", "NVIDIA RTX 4070 Ti", 80.2, 12, "twice its 40.1 of plain float32, as in the Ada whitepaper"),
+        ("rtx4070", "NVIDIA RTX 4070", 58.3, 12, "twice its 29.15 of plain float32, as in the Ada whitepaper"),
         ("rtx3090", "NVIDIA RTX 3090", 71, 24, "GA102 whitepaper, bfloat16 summed in float32"),
         ("t4", "NVIDIA T4", 65, 16, "T4 datasheet, float16 (it has no bfloat16)"),
+        ("v100-32gb", "NVIDIA V100 SXM2 32GB", 125, 32, "V100 datasheet, float16 (it has no bfloat16)"),
+        ("v100-16gb", "NVIDIA V100 SXM2 16GB", 125, 16, "V100 datasheet, float16 (it has no bfloat16)"),
     )
 }
-REPORTED = {  # as the driver calls them, letter by letter: an H100 PCIe or an RTX 4090 D has another peak
+REPORTED = {  # as the driver calls them, letter by letter: a V100 PCIe or an RTX 4090 D has another peak
+    "NVIDIA B200": "b200",
     "NVIDIA H200": "h200",
+    "NVIDIA H200 NVL": "h200-nvl",
     "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 NVL": "h100-nvl",
+    "NVIDIA H100 PCIe": "h100-pcie",
     "NVIDIA A100-SXM4-80GB": "a100-80gb",
     "NVIDIA A100 80GB PCIe": "a100-80gb",
     "NVIDIA A100-SXM4-40GB": "a100-40gb",
     "NVIDIA A100-PCIE-40GB": "a100-40gb",
+    "NVIDIA A40": "a40",
+    "NVIDIA A30": "a30",
     "NVIDIA L40S": "l40s",
+    "NVIDIA L40": "l40",
     "NVIDIA A10": "a10",
     "NVIDIA L4": "l4",
+    "NVIDIA RTX 6000 Ada Generation": "rtx6000-ada",
+    "NVIDIA RTX A6000": "rtx-a6000",
+    "NVIDIA RTX A5000": "rtx-a5000",
+    "NVIDIA GeForce RTX 5090": "rtx5090",
+    "NVIDIA GeForce RTX 5080": "rtx5080",
+    "NVIDIA GeForce RTX 5070 Ti": "rtx5070ti",
+    "NVIDIA GeForce RTX 5070": "rtx5070",
     "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA GeForce RTX 4080": "rtx4080",
+    "NVIDIA GeForce RTX 4070 Ti": "rtx4070ti",
+    "NVIDIA GeForce RTX 4070": "rtx4070",
     "NVIDIA GeForce RTX 3090": "rtx3090",
     "Tesla T4": "t4",
+    "Tesla V100-SXM2-32GB": "v100-32gb",
+    "Tesla V100-SXM2-16GB": "v100-16gb",
 }
+AMPERE = 8  # the first compute capability with bfloat16
 
 
 @dataclass(frozen=True)
@@ -159,9 +205,12 @@ def step_flops(size: Sizes, recipe: Recipe, batches: Sequence[Batch]) -> float:
     return alone + model_flops(size, recipe, Row(1, 0, pictures, sum(batch.supervised for batch in batches)))
 
 
-def mfu(flops: float, seconds: float, device: Device, *, devices: int = 1) -> float:
-    """Model FLOPs utilisation: the share of the devices' peak that went into `model_flops` (PaLM, appendix B)."""
-    return flops / (seconds * device.flops * devices)
+def mfu(flops: float, seconds: float, device: Device, *, devices: int = 1) -> float | None:
+    """Model FLOPs utilisation: the share of the devices' peak that went into `model_flops` (PaLM, appendix B).
+
+    None where the peak is not known.
+    """
+    return flops / (seconds * device.flops * devices) if device.flops else None
 
 
 def known_peak(reported: str, recipe: Recipe) -> Device | None:
@@ -170,13 +219,16 @@ def known_peak(reported: str, recipe: Recipe) -> Device | None:
 
 
 def find_device(name: str | None) -> Device:
-    """A device by its name in GPUS; without a name this machine's. Raises RecipeError with the names there are."""
+    """A device by its name in GPUS; without a name this machine's, whose memory the driver tells.
+
+    Raises RecipeError with the names there are.
+    """
     if name is None and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
-        key = REPORTED.get(found.name)
-        if key is None:
-            raise RecipeError(f"The peak of {found.name} is not known here. Give --device, one of {', '.join(GPUS)}.")
-        return replace(GPUS[key], name=found.name, memory=float(found.total_memory))
+        memory = float(found.total_memory)
+        if found.name in REPORTED:
+            return replace(GPUS[REPORTED[found.name]], name=found.name, memory=memory)
+        return Device(found.name, None, memory, "its peak is not known here", bfloat16=found.major >= AMPERE)
     if name in (None, "cpu"):
         return _this_processor()
     if name not in GPUS:

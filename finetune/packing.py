@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers import AttentionInterface, LlavaForConditionalGeneration, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llava_app.engine.decoder import LLAMA_KIN
@@ -15,15 +15,27 @@ from llava_app.errors import TrainingError
 NAME = "packed"
 
 
+def check_length(config: PretrainedConfig, max_length: int) -> None:
+    """Raises TrainingError where the language model was not made for examples of `max_length` tokens."""
+    text = config.text_config
+    window = getattr(text, "sliding_window", None) or max_length
+    if window < max_length:
+        raise TrainingError(f"The model looks back on {window} tokens. Set max_length={window} or less.")
+    positions = text.max_position_embeddings
+    if positions < max_length:
+        raise TrainingError(
+            f"max_length is {max_length}, and the model was made for {positions} tokens. Set max_length={positions} "
+            "or less."
+        )
+
+
 def use_packing(model: LlavaForConditionalGeneration, max_length: int) -> None:
     """Let the language model read rows of several examples, each of up to `max_length` tokens.
 
     It then takes `parts` and `taught` (see `collate.Batch`), and returns hidden states at the taught tokens only,
-    (1, T, D). Raises TrainingError where its own attention would look back on fewer tokens than `max_length`.
+    (1, T, D). Raises TrainingError as `check_length`.
     """
-    window = getattr(model.config.text_config, "sliding_window", None) or max_length
-    if window < max_length:
-        raise TrainingError(f"The model looks back on {window} tokens. Set max_length={window} or less.")
+    check_length(model.config, max_length)
     AttentionInterface.register(NAME, packed_attention)
     model.model.language_model.set_attn_implementation(NAME)
     last = model.model.language_model.layers[-1]

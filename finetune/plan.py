@@ -6,21 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, ProcessorMixin
 
 from finetune import precision
 from finetune.data.mixture import open_data, picture_root
-from finetune.data.refusals import CHARACTERS_PER_TOKEN, wrong_record
-from finetune.flops import GPUS, Device, Row, Sizes, find_device, model_flops, sizes
+from finetune.flops import GPUS, Device, Row, Sizes, find_device, sizes
+from finetune.packing import check_length
 from finetune.precision import computed_in, kept_in, whole_parts
-from finetune.recipe import Recipe, named_recipe
+from finetune.recipe import Recipe, inherit, named_recipe
+from finetune.rows import Rows, assumed, measured
 from finetune.stages import part_of
-from llava_app.checkpoints import find
+from llava_app.checkpoints import Card, find
+from llava_app.hub import here
+from llava_app.loading import processor_of
 from llava_app.memory import need
 from llava_app.outlook import config_of
+from llava_app.processors import make_processor
 
 USUAL = {"align": 24, "instruct": 200}  # tokens of text of one example: about those of LLaVA-1.5's own data
-SAMPLE = 1_000  # records of --data that are measured
 UTILISATION = 0.27  # of the peak: LLaVA-1.5's published hours on A100s come to 24 to 30 % MFU
 CUDA_CONTEXT = 0.6e9  # of the driver, cuBLAS and the allocator's rounding; differs by device and driver
 SOFTMAX = 12  # bytes of each logit at most: float32 logits, their log-softmax, its gradient
@@ -103,59 +106,83 @@ def plan_memory(config: LlavaConfig, recipe: Recipe, row: Row, *, gpu: bool, bfl
     return Memory(weights, gradients, states, activations, logits, copies, context, peak)
 
 
-def row_of(size: Sizes, recipe: Recipe, text: int) -> Row:
-    """The longest forward pass to be planned for, where an example has one picture, in as many tiles as it can have,
-    and `text` tokens of text."""
-    usual = size.picture_tokens + text
-    tokens = max(recipe.micro_batch * usual, recipe.max_length)
-    return Row(recipe.micro_batch, tokens, recipe.micro_batch * size.tiles, recipe.micro_batch * text)
-
-
-def describe(recipe: Recipe, memory: Memory, device: Device) -> str:
-    """For a person: a line per part, the peak, and whether it fits."""
-    parts = [
-        ("weights", memory.weights),
-        ("gradients", memory.gradients),
-        (f"optimiser ({recipe.optimizer})", memory.optimiser),
-        (f"activations{' (recomputed)' if recipe.gradient_checkpointing else ''}", memory.activations),
-        ("logits", memory.logits),
-        ("copies in 16 bits", memory.copies),
-        ("CUDA context", memory.context),
-    ]
-    lines = [f"  {name:24} {size / 1e9:8.2f} GB" for name, size in parts if size]
+def describe(recipe: Recipe, usual: Memory, worst: Memory, device: Device) -> str:
+    """For a person: a line per part, the peaks, and whether the higher one fits."""
+    parts = (
+        ("weights", "weights"),
+        ("gradients", "gradients"),
+        (f"optimiser ({recipe.optimizer})", "optimiser"),
+        (f"activations{' (recomputed)' if recipe.gradient_checkpointing else ''}", "activations"),
+        ("logits", "logits"),
+        ("copies in 16 bits", "copies"),
+        ("CUDA context", "context"),
+    )
+    lines = [f"  {'':24} {'usually':>11} {'at worst':>11}"]
+    for told, name in parts:
+        both = getattr(usual, name), getattr(worst, name)
+        lines += [f"  {told:24} {both[0] / 1e9:8.2f} GB {both[1] / 1e9:8.2f} GB"] if both[1] else []
     fits = f"fits into the {device.memory / 1e9:.0f} GB of {device.name}"
-    if memory.peak > device.memory:
+    if worst.peak > device.memory:
         fits = (
-            f"does not fit into the {device.memory / 1e9:.0f} GB of {device.name}: lower micro_batch or max_length, "
-            "set gradient_checkpointing=true, lora_rank=64, quantise=4bit, or share the model among several devices"
+            f"does not fit into the {device.memory / 1e9:.0f} GB of {device.name}"
+            f"{', though what is usual does' if usual.peak <= device.memory else ''}. {lighter(recipe)}"
         )
-    return "\n".join([*lines, f"  {'at most at once':24} {memory.peak / 1e9:8.2f} GB, which {fits}"])
+    lines.append(f"  {'at once, usually':24} {usual.peak / 1e9:8.2f} GB")
+    return "\n".join([*lines, f"  {'at most at once':24} {worst.peak / 1e9:8.2f} GB, which {fits}"])
+
+
+def lighter(recipe: Recipe) -> str:
+    """For a person: what makes a run take less memory than it does with `recipe`."""
+    fields = [] if recipe.gradient_checkpointing else ["gradient_checkpointing=true"]
+    if recipe.stage == "instruct" and recipe.quantise == "none":
+        fields.append("quantise=4bit" if recipe.lora_rank else "quantise=4bit lora_rank=64")
+    fields.append(f"micro_batch={recipe.micro_batch // 2}" if recipe.micro_batch > 1 else "a lower max_length")
+    return (
+        f"Set {', '.join(fields)}, or share the model among several GPUs; python -m finetune plan says what it takes."
+    )
+
+
+def describe_time(recipe: Recipe, rows: Rows, device: Device) -> str:
+    """For a person: how long an example takes, and all of them."""
+    told = f"time: {rows.flops / 1e12:.3g} TFLOP for an example of {rows.tokens:,.0f} tokens"
+    if device.flops is None:
+        return f"{told}; how long that takes is not known here, because the peak of {device.name} is not"
+    seconds = rows.flops / (device.flops * UTILISATION)
+    lines = [f"{told}, {seconds:.2g} s at {UTILISATION:.0%} MFU"]
+    learned = [
+        count for count in (rows.examples * recipe.epochs, (recipe.max_steps or 0) * recipe.global_batch) if count
+    ]
+    if learned:
+        counts = [f"{rows.examples:,} examples, {recipe.epochs} epochs"] if rows.examples else []
+        counts += [f"at most {recipe.max_steps:,} steps of {recipe.global_batch}"] if recipe.max_steps else []
+        whole = seconds * min(learned)
+        lines.append(f"  {', '.join(counts)}: {_duration(whole)} on one, {_duration(whole / 8)} on eight")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> int:
     """Print the plan."""
     options = _parser().parse_intermixed_args(arguments)
     named = named_recipe(options.recipe, options.overrides)
-    recipe, device = named.recipe, find_device(options.device)
-    config = base_config(options.base or named.size)
-    size, text, examples = sizes(config), options.tokens or USUAL[recipe.stage], options.examples
+    recipe, device, base = named.recipe, find_device(options.device), options.base or named.size
+    config, card = base_config(base), None if base in SHAPES else find(base)
+    check_length(config, recipe.max_length)
+    if card:
+        recipe, _ = inherit(recipe, card)
     if options.data:
-        text, examples = _measure(options.data, options.images, recipe.stage)
-    row = row_of(size, recipe, text)
-    memory = plan_memory(config, recipe, row, gpu=device.name != "this processor", bfloat16=device.bfloat16)
-    usual = size.picture_tokens + text
-    flops = model_flops(size, recipe, Row(1, usual, size.tiles, text))
-    print(f"{named.name} on {device.name} ({device.flops / 1e12:.2f} TFLOP/s at most: {device.source})")
-    print(f"memory for {row.examples} examples at a time, {row.tokens:,} tokens:")
-    print(precision.describe(recipe, computed_in(recipe, bfloat16=device.bfloat16)))
-    print(describe(recipe, memory, device))
-    seconds = flops / (device.flops * UTILISATION)
-    print(
-        f"time: {flops / 1e12:.3g} TFLOP and {seconds:.2g} s for an example of {usual} tokens, at {UTILISATION:.0%} MFU"
-    )
-    if examples:
-        hours = seconds * examples * recipe.epochs / 3600
-        print(f"  {examples:,} examples, {recipe.epochs} epochs: {hours:,.1f} hours on one, {hours / 8:,.1f} on eight")
+        data = open_data(options.data, picture_root(options.data, options.images))
+        rows = measured(data, sizes(config), recipe, _processor(config, card, recipe))
+    else:
+        text = options.tokens or USUAL[recipe.stage]
+        rows = assumed(sizes(config), recipe, text=text, examples=options.examples or 0)
+    gpu, half = device.name != "this processor", device.bfloat16
+    usual, worst = (plan_memory(config, recipe, row, gpu=gpu, bfloat16=half) for row in (rows.usual, rows.worst))
+    peak = f"{device.flops / 1e12:.2f} TFLOP/s at most: " if device.flops else ""
+    print(f"{named.name} on {device.name} ({peak}{device.source})")
+    print(f"memory for {rows.usual.examples} examples at a time, {rows.usual.tokens:,} tokens ({rows.source}):")
+    print(precision.describe(recipe, computed_in(recipe, bfloat16=half)))
+    print(describe(recipe, usual, worst, device))
+    print(describe_time(recipe, rows, device))
     return 0
 
 
@@ -194,7 +221,8 @@ def _kept_by_a_layer(size: Sizes, recipe: Recipe, *, gpu: bool) -> float:
     Both norms keep what they read, in float32, and what they made of it where they learn. Attention keeps queries,
     keys, values and its result, a CPU's in float32; the feed-forward part keeps gate, its activation and the other
     factor. A matrix keeps what it reads where it learns, and under autocast each of them a copy of its own; an adapter
-    keeps what it reads and which of it was dropped, a byte each; a CPU keeps what it was multiplied by.
+    keeps what it reads and which of it was dropped, a byte each; a CPU keeps what it was multiplied by, in the numbers
+    of the adapter.
     """
     half = recipe.precision == "bfloat16"
     number = 2 if half else 4
@@ -202,7 +230,8 @@ def _kept_by_a_layer(size: Sizes, recipe: Recipe, *, gpu: bool) -> float:
     kept = 8.0 * size.width + attended + number * 3 * size.inner
     reads = 3 * size.width + size.queries + 2 * size.width + size.inner  # of the seven matrices
     if recipe.lora_rank:
-        return kept + (number + (1 if gpu else 4)) * reads + 7 * recipe.lora_rank * number
+        dropped = 1 if gpu else kept_in(".lora_", recipe, computed_in(recipe, bfloat16=True)).itemsize
+        return kept + (number + dropped) * reads + 7 * recipe.lora_rank * number
     if "language_model" in whole_parts(recipe):
         kept += 8.0 * size.width + number * (reads if half else reads - 3 * size.width)
     return kept
@@ -241,16 +270,18 @@ def _copies(size: Sizes, recipe: Recipe, *, of_adapters: bool) -> float:
     return 2.0 * (layer * (1 if once else size.layers) + eyes * (1 if once else size.tower_layers))
 
 
-def _measure(data: Path, images: Path | None, stage: str) -> tuple[int, int]:
-    """The mean tokens of text of some of the records, and how many records there are."""
-    opened = open_data(data, picture_root(data, images))
-    letters, measured = 0, 0
-    for index in range(0, len(opened), max(1, len(opened) // SAMPLE)):
-        record, _ = opened.read(index)
-        if wrong_record(record, stage) is None:
-            letters += sum(len(turn["value"]) for turn in record["conversations"])
-            measured += 1
-    return max(1, letters // CHARACTERS_PER_TOKEN // max(1, measured)), len(opened)
+def _processor(config: LlavaConfig, card: Card | None, recipe: Recipe) -> ProcessorMixin | None:
+    """That of the run, where the model's tokenizer is on this machine."""
+    if card is None or not here(card):
+        return None
+    tokenizer = processor_of(card).tokenizer
+    return make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
 
 
 def _parser() -> argparse.ArgumentParser:

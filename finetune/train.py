@@ -30,7 +30,8 @@ from finetune.interrupt import Interrupted, StopSignal, ignore_in_worker
 from finetune.log import TRACKED, Log, begin_tracking, refuse_missing, track
 from finetune.optimise import learning_rate_at, make_optimizer, set_rate
 from finetune.output import Output
-from finetune.packing import use_packing
+from finetune.packing import check_length, use_packing
+from finetune.plan import lighter
 from finetune.processes import gathered, idle_passes, is_sharded, over_processes, share_out
 from finetune.recipe import Recipe
 from finetune.stages import apply_stage, describe, trainable
@@ -76,8 +77,9 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     )
     torch.manual_seed(recipe.seed)
     base = find(run.base)
-    loaded = load(base, precision.loaded_in(base, recipe))
+    loaded = load(base, precision.loaded_in(base, recipe), advice=lighter(recipe))
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
+    check_length(config, recipe.max_length)
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
     loaded.model.generation_config.eos_token_id = end_tokens(tokenizer, recipe.template)
     checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)

@@ -78,16 +78,18 @@ def load(
     promised: float = 0.0,
     shelf: Shelf | None = None,
     device: torch.device | None = None,
+    advice: str = "",
 ) -> Loaded:
     """Load the model of `card` onto `device`, or the best one of this machine, in a share of its free memory.
 
-    Of that, the bytes `promised` are for others. Weights that are on the `shelf` are shared instead.
+    Of that, the bytes `promised` are for others. Weights that are on the `shelf` are shared instead. With `advice`, no
+    room is asked for a conversation, and it is what a person is told where there is none for the weights.
 
     Safetensors only, and no code from the checkpoint is run. Raises ModelError when the weights do not fit the
     architecture key by key, the processor does not fit the weights, the Hub cannot be reached, or the machine lacks
     the precision.
     """
-    expected = None if here(card) else outlook(card, precision, share=share, given_back=-promised)
+    expected = None if here(card) else outlook(card, precision, share=share, given_back=-promised, advice=advice)
     if expected and expected.refusal:  # before gigabytes are fetched in vain
         raise ModelError(expected.refusal)
     folder = folder_of(card)
@@ -104,7 +106,8 @@ def load(
     try:
         wanted = need(read_config(source), precision)
         wanted = replace(wanted, weights=0) if weights else wanted
-        plan = planned(wanted, share * (free_bytes(device) - promised), name=card.name, precision=precision)
+        free = share * (free_bytes(device) - promised)
+        plan = planned(wanted, free, name=card.name, precision=precision, advice=advice)
         if not weights:
             weights = _load_weights(base or card, source, device, precision=precision)
             shelf.keep(source, precision, weights)

@@ -31,15 +31,18 @@ BIG, LIGHT = "LLaVA-1.5-7B", "LLaVA-OneVision-0.5B"  # for a GPU, and for a comp
 LIGHT_SPEED = 20
 
 
-def outlook(card: Card, precision: str = "auto", *, share: float = 1.0, given_back: float = 0.0) -> Outlook | None:
+def outlook(
+    card: Card, precision: str = "auto", *, share: float = 1.0, given_back: float = 0.0, advice: str = ""
+) -> Outlook | None:
     """What `card` would take of this machine, in a share of its free memory and of what would be `given_back`, bytes.
 
-    None where nothing is known before the download, and for a model on a server. Raises ModelError as `load`.
+    `advice` as in `planned`. None where nothing is known before the download, and for a model on a server. Raises
+    ModelError as `load`.
     """
     folder, device = here(card), best_device()
     base = base_of(card, folder) if folder else None
     if base:
-        return outlook(base, precision, share=share, given_back=given_back)
+        return outlook(base, precision, share=share, given_back=given_back, advice=advice)
     if card.kind == "server" or not (folder or card in HUB_PRESETS):
         return None
     config = published_config(_preset(card)) if card in HUB_PRESETS else config_of(card)
@@ -48,7 +51,7 @@ def outlook(card: Card, precision: str = "auto", *, share: float = 1.0, given_ba
     free, download = share * (free_bytes(device) + given_back), 0 if folder else 2 * count
     refusal = no_room(download, name=card.name)
     try:
-        planned(wanted, free, name=card.name, precision=chosen)
+        planned(wanted, free, name=card.name, precision=chosen, advice=advice)
     except ModelError as error:
         refusal = str(error)
     least = smallest(wanted)
@@ -102,8 +105,16 @@ def _measured(card: Card, precision: str) -> tuple[Need, int]:
     return need(config, precision), parameters(config)
 
 
-def planned(wanted: Need, free: float, *, name: str, precision: str) -> Plan:
-    """As `make_plan`; what does not fit is refused with the name of one that does."""
+def planned(wanted: Need, free: float, *, name: str, precision: str, advice: str = "") -> Plan:
+    """As `make_plan`; what does not fit is refused with the name of one that does.
+
+    With `advice`, for who holds no conversation, the weights alone must fit; it is said where they do not.
+    """
+    if advice:
+        if wanted.weights > free:
+            room = f"{wanted.weights / 1e9:.1f} GB for its weights in {precision} and {free / 1e9:.1f} GB are free"
+            raise ModelError(f"{name} needs {room}. {advice}")
+        return Plan(0, 0, wanted.token, 0, wanted)
     try:
         return make_plan(wanted, free, name=name, precision=precision)
     except ModelError as error:

@@ -344,6 +344,21 @@ def test_a_gpu_gets_the_memory_of_unused_weights_back_before_room_is_planned(
     assert events[:2] == ["given back", "measured"]
 
 
+def test_who_holds_no_conversation_needs_room_for_the_weights_only(
+    tiny_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = load(tiny_card, "float32").plan.need.weights
+    for free, fits in ((1.01 * weights, True), (0.99 * weights, False)):
+        monkeypatch.setattr(loading, "free_bytes", lambda device, free=free: free)
+        with pytest.raises(ModelError, match="--precision 4bit"):
+            load(tiny_card, "float32")
+        if fits:
+            load(tiny_card, "float32", advice="Buy memory.")
+            continue
+        with pytest.raises(ModelError, match=r"GB for its weights in float32 and .* free\. Buy memory\.$"):
+            load(tiny_card, "float32", advice="Buy memory.")
+
+
 class TestDefaultCard:
     @pytest.fixture(autouse=True)
     def _machine(self, tiny_card: Card, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,16 @@
 """The Train tab without a browser."""
 
+import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from llava_app.checkpoints import Card, built_in, write_card
+from llava_app.errors import TrainingError
 from llava_app.progress import read_progress
 from llava_app.ui.curves import LINES, answers, loss_curve, rate_curve
 from llava_app.ui.models import Models, Ready, load_locally
@@ -123,6 +127,58 @@ def test_a_model_gives_its_memory_back_to_a_training_whose_plan_needs_it(
     assert note == ("big gave its memory back; a question to it loads it again." if closed else "")
     assert opened[0].closed is closed
     assert models.holds_memory is not closed
+
+
+def test_a_run_starts_also_where_no_plan_can_be_made(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(form: Form) -> Iterator[str | None]:
+        yield None
+        raise TrainingError("no plan")
+
+    training, ordered = Training(models, models.runs), []
+    monkeypatch.setattr(Models, "holds_memory", True)
+    monkeypatch.setattr(training, "_plan", plan)
+    monkeypatch.setattr(training.jobs, "start", lambda name, stage, commands: ordered.append(name))
+    *_, view = training.start(*asked(training))
+    assert ordered == ["mine"]
+    assert "no plan" not in view[0]
+
+
+@pytest.mark.parametrize("layout", ["a folder", "an archive", "a mixture"])
+def test_the_pictures_of_data_are_shown_whatever_its_layout(training: Training, tmp_path: Path, layout: str) -> None:
+    data = folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.new("RGB", (7, 5), "red").save(folder / "red.png")
+    row = {"id": "first", "file_name": "red.png", "text": "A red picture."}
+    (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    if layout == "an archive":
+        with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+            archive.write(folder / "red.png", "red.png")
+        (folder / "red.png").unlink()
+    if layout == "a mixture":
+        data = tmp_path / "mixture.yaml"
+        data.write_text("seed: 0\nparts:\n  - {data: mine}\n  - {data: mine}\n", encoding="utf-8")
+    *_, (line, pictures, _) = training.look(*asked(training, data=str(data)))
+    assert "This is the data." in line
+    shown = [(picture.size, picture.getpixel((0, 0)), name) for picture, name in pictures]
+    assert shown == [((7, 5), (255, 0, 0), "first")] * (2 if layout == "a mixture" else 1)
+
+
+def test_the_first_run_takes_a_name_that_no_folder_has(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered: list[str] = []
+    monkeypatch.setattr(training.jobs, "_start", lambda job, order: ordered.append(job.name))
+    for name in ("first-1-stage-1", "first-2-stage-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.yaml").write_text("of the command line", encoding="utf-8")
+    training.first()
+    assert ordered == ["first-3-stage-1", "first-3-stage-2"]
+
+    def taken(name: str, *_: object) -> None:
+        raise TrainingError(f"There is a run {name} already.")
+
+    monkeypatch.setattr(training.jobs, "start", taken)
+    assert "There is a run first-3-stage-1 already." in training.first()[0]
 
 
 def test_a_finished_run_is_compared_with_its_base_in_one_click(training: Training, tmp_path: Path) -> None:

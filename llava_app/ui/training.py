@@ -8,7 +8,9 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import gradio as gr
 import yaml
 
 from llava_app.commands import ROOT
-from llava_app.errors import ImageError, RecipeError, UserError
+from llava_app.errors import RecipeError, UserError
 from llava_app.images import open_image
 from llava_app.jobs import Command, Job, Jobs, ask, short
 from llava_app.ui.compare import base_key
@@ -90,9 +92,10 @@ class Training:
             stage = self._recipe(form)["stage"]
             options = (f"--base={self._source(form.base)}", f"--stage={stage}", f"--show={SHOWN}", *form.image_root)
             with tempfile.TemporaryDirectory() as out:
-                for report in ask(("check", *options, f"--out={out}", form.data_path)):
+                for report in ask(("check", *options, f"--out={out}", f"--shown={out}/shown", form.data_path)):
                     yield [status("Looking at every record …", state="loading"), gr.skip(), report or ""]
-            yield [status("This is the data.", state="ready"), _pictures(report or "", form), gr.skip()]
+                pictures = _pictures(report or "", Path(out) / "shown")
+            yield [status("This is the data.", state="ready"), pictures, gr.skip()]
         except UserError as error:
             yield [_problem(error), [], ""]
 
@@ -121,17 +124,19 @@ class Training:
 
     def first(self) -> list[Any]:
         """Order both stages on the built-in model, with data drawn for them; the second waits for the first."""
-        taken = {job.name for job in self.jobs.all()}
-        number = next(number for number in range(1, len(taken) + 2) if f"first-{number}-stage-1" not in taken)
-        one, two = (f"first-{number}-stage-{stage}" for stage in (1, 2))
+        names = ((f"first-{number}-stage-1", f"first-{number}-stage-2") for number in count(1))
+        one, two = next(pair for pair in names if not any((self.jobs.runs / name).exists() for name in pair))
         folder = short(FIRST_DATA)
         draw = ("memeworld", "data", f"--folder={folder}", f"--pictures={FIRST_PICTURES}")
         runs = f"--runs={short(self.jobs.runs)}"
         base, aligned = self._source(UNTRAINED), short(self.jobs.runs / one)
         align = ("align", f"--name={one}", f"--base={base}", f"--data={folder}/align.json", runs, "save_every=10")
         instruct = ("instruct", f"--name={two}", f"--base={aligned}", f"--data={folder}/instruct.json", runs)
-        self.jobs.start(one, "align", (draw, (*align, "global_batch=32", "micro_batch=32")))
-        self.jobs.start(two, "instruct", ((*instruct, "save_every=10", "epochs=1"),))
+        try:
+            self.jobs.start(one, "align", (draw, (*align, "global_batch=32", "micro_batch=32")))
+            self.jobs.start(two, "instruct", ((*instruct, "save_every=10", "epochs=1"),))
+        except UserError as error:  # somebody took the name just now
+            return [_problem(error), *self.show(None)[1:]]
         return self.show(one, note=f"Stage 2 ({two}) waits for it.")
 
     def stop(self, name: str | None) -> list[Any]:
@@ -173,13 +178,17 @@ class Training:
         return [job for job in self.jobs.all() if job.name == name]
 
     def _make_room(self, form: Form) -> Iterator[str | None]:
-        """Give the memory of the page's models back if the plan needs it; at the end, what to say of that."""
+        """Give the memory of the page's models back if the plan needs it; at the end, what to say of that.
+
+        Nothing is given back where no plan can be made: the run itself will say what it lacks.
+        """
         if not self.models.holds_memory:
             return
         plan = ""
-        for told in self._plan(form):
-            plan = told or ""
-            yield None
+        with suppress(UserError):
+            for told in self._plan(form):
+                plan = told or ""
+                yield None
         peak = PEAK.search(plan)
         names = self.models.give_back() if peak and float(peak[1]) * 1e9 > self.models.free() else []
         if names:
@@ -236,17 +245,10 @@ def _path(text: str) -> str:
     return short(ROOT / Path(text.strip()).expanduser())
 
 
-def _pictures(report: str, form: Form) -> list[tuple[Any, str]]:
-    """The pictures of the examples that a report shows, with what they are called; those that are files."""
-    root = ROOT / _path(form.images) if form.images.strip() else (ROOT / form.data_path).parent
-    shown = []
-    for identifier, names in re.findall(r"^--- (.*), pictures: (.*)$", report, re.MULTILINE):
-        for name in names.split(", "):
-            try:
-                shown.append((open_image(root / name).image, identifier))
-            except (ImageError, OSError):
-                continue  # in an archive or a dataset, or none
-    return shown
+def _pictures(report: str, folder: Path) -> list[tuple[Any, str]]:
+    """The pictures of the examples that a report shows, as the check left them, with what the examples are called."""
+    named = enumerate(re.findall(r"^--- (.*), pictures: ", report, re.MULTILINE), 1)
+    return [(open_image(path).image, name) for number, name in named for path in sorted(folder.glob(f"{number}-*"))]
 
 
 def _problem(error: UserError) -> str:

@@ -43,6 +43,14 @@ CASES = {  # name: overrides of the recipe
     "stage 1, bfloat16": ("stage=align", "precision=bfloat16"),
     "stage 2 with LoRA": ("lora_rank=16", "lora_alpha=32"),
     "LoRA, bfloat16": ("lora_rank=16", "lora_alpha=32", "precision=bfloat16"),
+    "QLoRA": ("quantise=4bit", "lora_rank=16", "lora_alpha=32", "precision=bfloat16"),
+    "QLoRA, recomputed": (
+        "quantise=4bit",
+        "lora_rank=16",
+        "lora_alpha=32",
+        "precision=bfloat16",
+        "gradient_checkpointing=true",
+    ),
 }
 SCRIPT = """
 import resource, sys

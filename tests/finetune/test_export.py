@@ -83,6 +83,16 @@ def test_the_front_matter_names_base_and_licence_where_they_are_known() -> None:
     assert {preset.licence for preset in PRESETS} <= HUB_LICENCES.keys()
 
 
+def test_too_little_memory_for_a_merge_says_what_an_export_can_do(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llava_app.loading.free_bytes", lambda device: 1e3)
+    assert main(["export", str(base), str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "for its weights in float32" in told
+    assert told.endswith("or export on a machine with more.\n")
+
+
 def test_a_merge_that_changes_the_answers_is_refused() -> None:
     assert _compare([[1], [2], [3], [4]], [[1], [2], [3], [5]]) == 0.75
     with pytest.raises(TrainingError, match="Only 25%"):

@@ -141,6 +141,43 @@ def test_a_model_that_looks_back_on_fewer_tokens_is_not_packed(base: Path) -> No
         use_packing(model, 512)
 
 
+def test_examples_longer_than_the_model_was_made_for_are_refused_before_anything_else(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--base", str(base), "--data", "nowhere.json", "--name", "long", "--runs", str(tmp_path)]
+    assert main(["instruct", *where, "max_length=513"]) == 2
+    assert "max_length is 513, and the model was made for 512 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "long").exists()
+
+
+FIELDS = "Set gradient_checkpointing=true, quantise=4bit lora_rank=64, micro_batch=16, or share"
+
+
+def test_too_little_memory_names_fields_of_the_recipe(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llava_app.loading.free_bytes", lambda device: 1e3)
+    where = ["--base", str(base), "--data", str(data), "--name", "poor", "--runs", str(tmp_path)]
+    assert main(["instruct", *where]) == 2
+    told = capsys.readouterr().err
+    assert "for its weights in float16" in told
+    assert FIELDS in told
+    assert main(["align", *where]) == 2
+    assert "Set gradient_checkpointing=true, micro_batch=32, or share" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_full_while_it_trains_names_them_too(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 20 MiB.")
+
+    monkeypatch.setattr("finetune.train.train", full)
+    where = ["--base", str(base), "--data", str(data), "--name", "poor", "--runs", str(tmp_path)]
+    assert main(["instruct", *where]) == 2
+    assert f"The GPU's memory did not suffice. {FIELDS}" in capsys.readouterr().err
+
+
 def test_micro_batches_of_any_size_make_the_same_step(base: Path, data: Path) -> None:
     results = []
     for micro in (8, 3, 1):
