@@ -96,7 +96,8 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
         allowed=run.allow_refused,
         held_out=held_out,
     )
-    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, learned=learned)
+    parts = (learned, held_out)
+    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, parts=parts)
     begin_tracking(accelerator, run.track, run=run.name, settings=asdict(recipe))
     _learn(course, _resumed_step(course))
     if examples.skipped:
@@ -177,7 +178,7 @@ def _course(
     accelerator: Accelerator,
     model: LlavaForConditionalGeneration,
     examples: Examples,
-    learned: list[int],
+    parts: tuple[list[int], list[int]],
 ) -> Course:
     recipe = run.recipe
     features = None
@@ -186,8 +187,7 @@ def _course(
     share_out(accelerator, model, recipe)
     loss = SupervisedLoss(model, compiled=recipe.compile)
     wrapped, optimizer = accelerator.prepare(loss.train(), make_optimizer(model, recipe))
-    held_out = sorted(examples.held_out)
-    course = Course(run, folder, accelerator, wrapped, optimizer, examples, learned, held_out, 0, features)
+    course = Course(run, folder, accelerator, wrapped, optimizer, examples, *parts, 0, features)
     per_epoch = _sampler(course).steps_per_epoch
     return replace(course, total=int(min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)))
 

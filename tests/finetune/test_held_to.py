@@ -1,5 +1,6 @@
 """What a run promises beside its steps: features kept on disk, a vision tower that learns, examples held out."""
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from finetune.held_out import split
 from finetune.supervision import SupervisedLoss
 from llava_app.checkpoints import read_card
 from llava_app.loading import Loaded, load
+from tests.finetune.conftest import COLOURS, record
 from tests.finetune.test_full_disk import files_of_at_most
 
 FAST = ("precision=float32", "global_batch=8", "micro_batch=4", "save_every=2", "max_steps=5", "epochs=3")
@@ -122,3 +124,17 @@ def test_held_out_examples_are_few_and_never_learned_from(count: int, wanted: in
     assert len(kept) == held
     assert sorted(learned + kept) == list(range(count))
     assert split(count, wanted, seed=3) == (learned, kept)
+
+
+def test_the_questions_asked_are_not_always_those_at_the_datas_begin() -> None:
+    _, kept = split(1000, 16, seed=3)
+    assert kept[:3] != sorted(kept)[:3]
+    assert split(1000, 16, seed=4)[1] != kept
+
+
+def test_held_out_examples_without_a_picture_are_asked_too(base: Path, folder: Path) -> None:
+    records = [record(str(n), ["Say a colour.", COLOURS[n % len(COLOURS)]]) for n in range(60)]
+    (folder / "text.json").write_text(json.dumps(records), encoding="utf-8")
+    assert start("mine", base, folder / "text.json", "max_steps=1") == 0
+    first = json.loads(Path("runs/mine/log.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert [answer["question"] for answer in first["answers"]] == ["Say a colour."] * 3
