@@ -102,9 +102,10 @@ def test_another_tower_has_other_features(loaded: Loaded) -> None:
         weight[0] -= 1
 
 
-def test_a_run_with_kept_features_learns_the_same_each_time(base: Path, data: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_with_kept_features_learns_the_same_each_time(base: Path, data: Path, precision: str) -> None:
     for name in ("first", "second"):
-        assert start(name, base, data, "feature_cache=0.01") == 0
+        assert start(name, base, data, "feature_cache=0.01", f"precision={precision}") == 0
     assert 15 <= len(list(Path("runs/features").glob("*/*.npy"))) <= 16  # one of twenty examples is held out
     one, other = (load_file(f"runs/{name}/model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
