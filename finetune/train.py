@@ -68,12 +68,17 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
 
     Raises UserError for anything a person can mend, and Interrupted after SIGINT or SIGTERM, with the state saved.
     """
-    recipe = run.recipe
-    computed = precision.computed_in(recipe, bfloat16=precision.has_bfloat16())
+    computed = precision.computed_in(run.recipe, bfloat16=precision.has_bfloat16())
     refuse_missing(run.track)
     accelerator = Accelerator(
         mixed_precision=precision.ACCELERATE[computed], log_with=run.track, project_dir=str(folder.parent / TRACKED)
     )
+    with checkpoint.alone(folder, resume=resume) if accelerator.is_main_process else nullcontext():
+        return _train(run, folder, accelerator=accelerator, computed=computed, resume=resume)
+
+
+def _train(run: Run, folder: Path, *, accelerator: Accelerator, computed: torch.dtype, resume: bool) -> Card:
+    recipe = run.recipe
     torch.manual_seed(recipe.seed)
     base = find(run.base)
     loaded = load(base, precision.loaded_in(base, recipe))
@@ -99,7 +104,8 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     parts = (learned, held_out)
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, parts=parts)
     begin_tracking(accelerator, run.track, run=run.name, settings=asdict(recipe))
-    _learn(course, _resumed_step(course))
+    learns, optimizer = trainable(course.llava), course.optimizer
+    _learn(course, checkpoint.restore(folder, learning=learns, optimizer=optimizer, accelerator=accelerator))
     if examples.skipped:
         accelerator.print(f"{examples.skipped} examples were skipped: a picture of theirs could not be read.")
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
@@ -107,6 +113,7 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     if accelerator.is_main_process:
         with checkpoint.writing(folder / "state" / "partial"):
             output.save(folder, course.llava, output.unrounded(course.llava, weights))
+            checkpoint.settle(folder.glob("*"))
         write_card(folder, card)
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
@@ -152,9 +159,6 @@ def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked
         raise TrainingError(f"{run.data} or its pictures changed since {run.name} started. Start a new run.")
     if accelerator.is_main_process and not resume:
         replace(run, checked=checked.summary()).save(folder)
-    if accelerator.is_main_process and resume:
-        newest = checkpoint.newest_state(folder)
-        checkpoint.cut_log(folder, checkpoint.step_of(newest) if newest else -1)
     accelerator.wait_for_everyone()
 
 
@@ -219,16 +223,6 @@ def _loader(course: Course, start: int) -> DataLoader[Any]:
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator().manual_seed(course.run.recipe.seed),  # else it would draw from the run's numbers
     )
-
-
-def _resumed_step(course: Course) -> int:
-    state = checkpoint.newest_state(course.folder)
-    if state is None:
-        return 0
-    learning = trainable(course.llava)
-    checkpoint.load_state(state, learning=learning, optimizer=course.optimizer, accelerator=course.accelerator)
-    course.accelerator.print(f"going on after step {checkpoint.step_of(state)}")
-    return checkpoint.step_of(state)
 
 
 def _learn(course: Course, start: int) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from torch.optim import SGD
 
-from finetune import packing
+from finetune import checkpoint, packing
 from finetune.__main__ import main
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, pad
@@ -23,7 +24,7 @@ from finetune.recipe import load_recipe, recipe_from
 from finetune.stages import PARTS, STAGES, apply_stage, part_of, trainable
 from finetune.supervision import SupervisedLoss
 from finetune.train import Course, take_step, train
-from llava_app.checkpoints import find, read_card
+from llava_app.checkpoints import LOCK_NAME, find, read_card
 from llava_app.engine.decoder import LLAMA_KIN
 from llava_app.errors import TrainingError
 from llava_app.loading import Loaded, load
@@ -329,6 +330,26 @@ def test_data_that_changed_since_the_start_is_not_resumed_with(base: Path, data:
     (folder / "mine").mkdir()
     with pytest.raises(TrainingError, match="changed since"):
         train(run, folder / "mine", resume=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(
+    base: Path, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "LET_GO", 0.1)
+    with FileLock(folder / "runs/mine" / LOCK_NAME):
+        assert main(command("align", base, data)) == 2
+    assert "mine is being trained by another process" in capsys.readouterr().err
+    assert not (folder / "runs/mine/run.yaml").exists()
+
+
+def test_who_waited_for_a_run_that_ended_meanwhile_leaves_it_alone(
+    base: Path, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("align", base, data, "max_steps=1")) == 0
+    assert LOCK_NAME not in find("mine").files
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(TrainingError, match="mine is finished"):
+        train(checkpoint.load_run(folder / "runs/mine"), folder / "runs/mine", resume=True)
 
 
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
