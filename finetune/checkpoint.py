@@ -51,6 +51,8 @@ class Run:
     allow_refused: float = 0.01
     track: str | None = None  # where the log goes as well, one of finetune.log.TRACKERS
     checked: dict[str, Any] = field(default_factory=dict)  # what the data was when the run started
+    base_revision: str | None = None  # and the base, as a card names it
+    unopened: list[int] | None = None  # and the examples refused for their pictures, as `finetune.data.check` has them
 
     def save(self, folder: Path) -> None:
         """Write recipe.yaml, then run.yaml, by which a started run is known."""
@@ -61,6 +63,16 @@ class Run:
         _put(partial, folder / "recipe.yaml")
         partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         _put(partial, folder / "run.yaml")
+
+    def refuse_changed(self, checked: dict[str, Any], base_revision: str) -> None:
+        """Raise TrainingError unless a started run still has the data and the base that it had."""
+        if self.checked != checked:
+            raise TrainingError(f"{self.data} changed since {self.name} started. Start a new run, or put it back.")
+        if self.base_revision not in (None, base_revision):
+            raise TrainingError(
+                f"The base {self.base} changed since {self.name} started: it was {self.base_revision:.12}, it is "
+                f"{base_revision:.12}. Put it back, or start a new run."
+            )
 
 
 def load_run(folder: Path) -> Run:

@@ -48,7 +48,9 @@ class FeatureStore:
             fresh = dict(zip(missing, seen_IPV, strict=True))
         for place, seen_PV in fresh.items():
             self._keep(paths[place], seen_PV)
-        seen = (fresh[place] if place in fresh else torch.from_numpy(numpy.load(path)) for place, path in enumerate(paths))
+        seen = (
+            fresh[place] if place in fresh else torch.from_numpy(numpy.load(path)) for place, path in enumerate(paths)
+        )
         features = torch.stack([seen_PV.float() for seen_PV in seen])  # a CPU's autocast to bfloat16 stacks no float16
         return replace(batch, pixel_values=None, features=features)
 

@@ -35,7 +35,7 @@ from finetune.processes import gathered, idle_passes, is_sharded, over_processes
 from finetune.recipe import Recipe
 from finetune.stages import apply_stage, describe, trainable
 from finetune.supervision import SupervisedLoss, compile_layers
-from llava_app.checkpoints import Card, find, write_card
+from llava_app.checkpoints import Card, check_files, find, revision, write_card
 from llava_app.errors import TrainingError
 from llava_app.loading import load
 from llava_app.processors import make_processor
@@ -85,22 +85,17 @@ def _train(run: Run, folder: Path, *, accelerator: Accelerator, computed: torch.
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
     loaded.model.generation_config.eos_token_id = end_tokens(tokenizer, recipe.template)
-    checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
+    allowed, unopened = run.allow_refused, run.unopened
+    checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=allowed, unopened=unopened)
     output = Output(run, folder, base, Path(loaded.model.name_or_path), processor)
     learning = _prepare(loaded.model, recipe, computed)
     told = (checked.describe(), describe(loaded.model, learning), precision.describe(recipe, computed))
     accelerator.print(*told, sep="\n")
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)
-    _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
+    _begin(output, checked, accelerator=accelerator, resume=resume)
     learned, held_out = split(len(checked.examples), recipe.held_out, recipe.seed)
-    examples = Examples(
-        checked.examples,
-        processor,
-        max_length=recipe.max_length,
-        allowed=run.allow_refused,
-        held_out=held_out,
-    )
+    examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=allowed, held_out=held_out)
     parts = (learned, held_out)
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, parts=parts)
     begin_tracking(accelerator, run.track, run=run.name, settings=asdict(recipe))
@@ -153,12 +148,15 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
     return value, norm
 
 
-def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked, resume: bool) -> None:
-    """Save the run's settings or, on resuming, make sure that they still hold."""
-    if resume and run.checked != checked.summary():
-        raise TrainingError(f"{run.data} or its pictures changed since {run.name} started. Start a new run.")
-    if accelerator.is_main_process and not resume:
-        replace(run, checked=checked.summary()).save(folder)
+def _begin(output: Output, checked: Checked, *, accelerator: Accelerator, resume: bool) -> None:
+    """Save the run's settings and what it starts from; on resuming, make sure first that this is as it was."""
+    run, found = output.run, revision(output.source)
+    if resume:
+        run.refuse_changed(checked.summary(), found)
+        check_files(output.base, output.source, weights=True)
+    if accelerator.is_main_process:
+        started = replace(run, checked=checked.summary(), base_revision=found, unopened=checked.unopened)
+        started.save(output.folder)
     accelerator.wait_for_everyone()
 
 

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MOST_REFUSED = 0.01  # of the records; and of the examples whose pictures cannot be read once training goes on
 OPENING_THREADS = 4
+UNOPENED = "a picture that cannot be opened"
 MOST_OPENED = 2_000  # examples whose pictures are opened before training; the others when they are learned from
 
 
@@ -75,6 +76,7 @@ class Checked:
     first: dict[str, str]  # reason → the first record refused for it, and the details
     sha256: str
     opened: int  # examples whose pictures were opened
+    unopened: list[int]  # those refused for their pictures, by their places among the records whose text is right
 
     def summary(self) -> dict[str, Any]:
         """What the card says of the data."""
@@ -167,7 +169,8 @@ class Examples(Dataset[Encoded]):
     def _complaint(self) -> str:
         return (
             f"The pictures of {self.skipped} of {len(self)} examples cannot be read, more than {self.allowed:.1%}. "
-            "See that their folder is there, then --resume; python -m finetune check names each one."
+            "See that their folder is there, then --resume; or go on without them: --resume --allow-refused FRACTION. "
+            "python -m finetune check names each one."
         )
 
 
@@ -184,20 +187,28 @@ class _Refused:
 
 
 def check(
-    file: Path, root: Path | None, processor: ProcessorMixin, *, recipe: Recipe, allow_refused: float = MOST_REFUSED
+    file: Path,
+    root: Path | None,
+    processor: ProcessorMixin,
+    *,
+    recipe: Recipe,
+    allow_refused: float = MOST_REFUSED,
+    unopened: list[int] | None = None,
 ) -> Checked:
     """Read the records of `file`, open pictures below `root`, and refuse what cannot be learned from.
 
-    The pictures of MOST_OPENED examples are opened, spread over all. Raises DataError when more than the fraction
-    `allow_refused` is refused, or nothing is left.
+    The pictures of MOST_OPENED examples are opened, spread over all. A run that goes on gives those that were
+    `unopened` when it started instead: it has the same examples whatever became of their pictures since. Raises
+    DataError when more than the fraction `allow_refused` is refused, or nothing is left.
     """
     data, refused = open_data(file, root), _Refused()
     examples = _measured(data, Ruler(processor, recipe.max_length), recipe.stage, refused)
     wrong = len(data) - len(examples)
     tried = _spread(np.flatnonzero(examples.pictured))
-    broken = _broken(examples, tried, refused)
+    broken = _broken(examples, tried, refused) if unopened is None else _again(examples, unopened, refused)
     kept = np.setdiff1d(np.arange(len(examples)), broken)
-    found = Checked(file, examples[kept], dict(refused.counts.most_common()), refused.first, digest(file), len(tried))
+    counts = dict(refused.counts.most_common())
+    found = Checked(file, examples[kept], counts, refused.first, digest(file), len(tried), broken)
     _judge(found, len(data), wrong / max(1, len(data)) + len(broken) / max(1, len(tried)), allow_refused)
     return found
 
@@ -248,12 +259,20 @@ def _broken(examples: Index, tried: np.ndarray, refused: _Refused) -> list[int]:
     return broken
 
 
+def _again(examples: Index, unopened: list[int], refused: _Refused) -> list[int]:
+    """Refuse those examples again; where the data changed, they may not be there any more."""
+    broken = [index for index in unopened if index < len(examples)]
+    for index in broken:
+        refused.add(Refusal(UNOPENED, "when the run started"), examples[index].record)
+    return broken
+
+
 def try_opening(place: Place) -> Refusal | None:
     """Refuses a picture that cannot be opened."""
     try:
         open_picture(place)
     except ImageError as error:
-        return Refusal("a picture that cannot be opened", str(error))
+        return Refusal(UNOPENED, str(error))
     return None
 
 

@@ -238,6 +238,22 @@ def test_a_held_out_example_never_stands_in_for_another(data: Path, tmp_path: Pa
     assert broken.examples.skipped == 2
 
 
+def test_a_run_that_goes_on_has_the_examples_it_had(data: Path, tmp_path: Path, processor: ProcessorMixin) -> None:
+    broken = Unreadable(data, tmp_path, processor, allowed=0.2)
+    file = tmp_path / "mine.json"
+    broken.lose(3)
+    first = checked(file, processor)
+    assert (first.unopened, len(first.examples)) == ([3], 20)
+    shutil.copy(data.parent / "0.png", tmp_path / "3.png")
+    broken.lose(5)
+    again = check(file, tmp_path, processor, recipe=RECIPE, allow_refused=1.0, unopened=first.unopened)
+    assert again.summary() == first.summary()
+    assert [one.record["id"] for one in again.examples] == [one.record["id"] for one in first.examples]
+    assert check(
+        write(tmp_path, record("a", ["Hi?", "Hi."])), tmp_path, processor, recipe=RECIPE, unopened=[3]
+    ).examples
+
+
 def test_too_many_pictures_that_cannot_be_read_stop_the_run(
     data: Path, tmp_path: Path, processor: ProcessorMixin
 ) -> None:

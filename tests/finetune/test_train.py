@@ -295,6 +295,9 @@ def test_a_finished_run_is_not_repeated(base: Path, data: Path, capsys: pytest.C
     assert "another --name" in capsys.readouterr().err
     assert main(["align", "--name", "mine", "--resume", "epochs=2"]) == 2
     assert "keeps its own" in capsys.readouterr().err
+    for kept in (["--images", "elsewhere"], ["--track", "tensorboard"]):
+        assert main(["align", "--name", "mine", "--resume", *kept]) == 2
+        assert "keeps its own base, data, pictures, recipe and tracker" in capsys.readouterr().err
     assert main(["align", "--name", "mine", "--resume"]) == 0
     assert "finished already" in capsys.readouterr().out
 
