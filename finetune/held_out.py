@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
@@ -39,14 +40,17 @@ class Evaluation:
     answers: list[Answer]
 
 
-def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """The numbers 0…count-1 as those to learn from and those held out: `held_out` of them, or one in LEAST_SHARE.
+def split(originals: np.ndarray, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """The examples 0…N-1 to learn from, and those held out: `held_out` of them, or one record in LEAST_SHARE.
 
-    Those held out come in the order in which the seed drew them.
+    `originals` (N,) says which record, 0…R-1, each example is: of a held-out one no copy is learned from, and one is
+    measured. Those held out come in the order in which the seed drew them.
     """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = int(originals.max(initial=-1)) + 1
     kept = min(held_out, count // LEAST_SHARE)
-    return sorted(order[kept:]), order[:kept]
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:kept].numpy()
+    first = np.unique(originals, return_index=True)[1]
+    return np.flatnonzero(~np.isin(originals, drawn)).tolist(), first[drawn].tolist()
 
 
 @torch.no_grad()

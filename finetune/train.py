@@ -33,6 +33,7 @@ from finetune.output import Output
 from finetune.packing import use_packing
 from finetune.processes import gathered, idle_passes, is_sharded, over_processes, share_out
 from finetune.recipe import Recipe
+from finetune.shortage import shortage_told
 from finetune.stages import apply_stage, describe, trainable
 from finetune.supervision import SupervisedLoss, compile_layers
 from llava_app.checkpoints import Card, check_files, find, revision, write_card
@@ -73,7 +74,8 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     accelerator = Accelerator(
         mixed_precision=precision.ACCELERATE[computed], log_with=run.track, project_dir=str(folder.parent / TRACKED)
     )
-    with checkpoint.alone(folder, resume=resume) if accelerator.is_main_process else nullcontext():
+    alone = checkpoint.alone(folder, resume=resume) if accelerator.is_main_process else nullcontext()
+    with alone, shortage_told(run.recipe):
         return _train(run, folder, accelerator=accelerator, computed=computed, resume=resume)
 
 
@@ -94,9 +96,8 @@ def _train(run: Run, folder: Path, *, accelerator: Accelerator, computed: torch.
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)
     _begin(output, checked, accelerator=accelerator, resume=resume)
-    learned, held_out = split(len(checked.examples), recipe.held_out, recipe.seed)
-    examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=allowed, held_out=held_out)
-    parts = (learned, held_out)
+    parts = split(checked.examples.data.originals(), recipe.held_out, recipe.seed)
+    examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=allowed, learned=parts[0])
     course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, parts=parts)
     begin_tracking(accelerator, run.track, run=run.name, settings=asdict(recipe))
     learns, optimizer = trainable(course.llava), course.optimizer
@@ -278,7 +279,9 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
         tokens = sum(batch.tokens for batch in batches)
         samples = sum(len(batch.lengths) for batch in batches)
         flops = int(step_flops(size, recipe, batches))
-        supervised, tokens, samples, flops = over_processes(accelerator, supervised, tokens, samples, flops)
+        counts = (supervised, tokens, samples, flops, course.examples.skipped)
+        supervised, tokens, samples, flops, skipped = over_processes(accelerator, *counts)
+        course.examples.unite(skipped, accelerator)
         rate = learning_rate_at(step, course.total, recipe)
         try:
             loss, norm = take_step(course, batches, supervised=supervised, rate=rate)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from finetune.recipe import Recipe
 from llava_app.conversation import from_record
 from llava_app.errors import DataError, ImageError
 from llava_app.prompts import Encoded, encode
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["Checked", "Example", "Examples", "Index", "check", "read_records"]
 
@@ -97,7 +101,7 @@ class Examples(Dataset[Encoded]):
     """Examples encoded when asked for: pictures are opened then, and texts cut to `max_length` tokens.
 
     Where a picture cannot be read, the next example of its kind comes instead, so that every step has its examples;
-    never one of `held_out`. More than the fraction `allowed` of such examples raises DataError.
+    if it is one of `learned` (by default all). More than the fraction `allowed` of such examples raises DataError.
     """
 
     def __init__(
@@ -107,17 +111,32 @@ class Examples(Dataset[Encoded]):
         *,
         max_length: int,
         allowed: float = MOST_REFUSED,
-        held_out: Iterable[int] = (),
+        learned: Sequence[int] | None = None,
     ) -> None:
         self.examples = examples
-        self.held_out = frozenset(held_out)
+        every = np.arange(len(examples))
+        self._learned = np.isin(every, every if learned is None else learned)  # a set would take 60 bytes of each
         self.processor = processor
         self.max_length = max_length
         self.allowed = allowed
         self._unreadable = torch.zeros(len(examples), dtype=torch.bool).share_memory_()  # the loader's processes write
+        self._united = 0  # what the processes' counts of it came to when they last told each other
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def unite(self, skipped: int, accelerator: "Accelerator") -> None:
+        """Count what the other processes skipped too: `skipped` examples in all, some of them by several processes.
+
+        Every process calls this with the same number. Raises DataError above the fraction `allowed`.
+        """
+        if skipped == self._united:
+            return
+        together = accelerator.reduce(self._unreadable.int().to(accelerator.device), "sum").cpu() > 0
+        self._unreadable |= together
+        self._united = accelerator.num_processes * int(together.sum())
+        if together.sum() > self.allowed * len(self):
+            raise DataError(self._complaint())
 
     @property
     def skipped(self) -> int:
@@ -128,7 +147,7 @@ class Examples(Dataset[Encoded]):
         for place in range(len(self)):
             number = (index + place) % len(self)
             example = self.examples[number]
-            if place and (number in self.held_out or not example.images):
+            if place and not (self._learned[number] and example.images):
                 continue
             if encoded := self._read(number, example):
                 return encoded
@@ -142,7 +161,10 @@ class Examples(Dataset[Encoded]):
         """The steps that a loader makes of these examples. An error of the loader's processes comes without a trace."""
         try:
             yield from steps
-        except DataError as error:
+        except Exception as error:
+            clear_frames(error.__traceback__)  # they hold the loader, for whose processes the program's end would wait
+            if not isinstance(error, DataError):
+                raise
             raise DataError(self._complaint() if self.skipped else str(error)) from error
 
     def _read(self, number: int, example: Example) -> Encoded | None:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -13,6 +14,7 @@ from finetune import features
 from finetune.__main__ import main
 from finetune.collate import Batch, StepCollator
 from finetune.data import Example, Examples, read_records
+from finetune.data.mixture import open_data
 from finetune.features import FeatureStore, tower_digest
 from finetune.held_out import split
 from finetune.supervision import SupervisedLoss
@@ -121,16 +123,30 @@ def test_a_run_in_which_the_vision_tower_learns_moves_it_as_far_as_it_is_read(ba
 
 @pytest.mark.parametrize(("count", "wanted", "held"), [(1000, 16, 16), (100, 16, 5), (19, 16, 0), (100, 0, 0)])
 def test_held_out_examples_are_few_and_never_learned_from(count: int, wanted: int, held: int) -> None:
-    learned, kept = split(count, wanted, seed=3)
+    learned, kept = split(np.arange(count), wanted, seed=3)
     assert len(kept) == held
     assert sorted(learned + kept) == list(range(count))
-    assert split(count, wanted, seed=3) == (learned, kept)
+    assert split(np.arange(count), wanted, seed=3) == (learned, kept)
+
+
+def test_no_copy_of_a_held_out_record_is_learned_from(folder: Path) -> None:
+    for name, count in (("a", 50), ("b", 30)):
+        records = [record(f"{name}{n}", ["Hi?", "Hi."]) for n in range(count)]
+        (folder / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
+    (folder / "mix.yaml").write_text("parts: [{data: a.json, weight: 2.5}, {data: b.json}]", encoding="utf-8")
+    data = open_data(folder / "mix.yaml")
+    parts = split(data.originals(), 16, seed=0)
+    learned, kept = ([data.read(index)[0]["id"] for index in part] for part in parts)
+    assert len(set(kept)) == len(kept) == 4
+    assert not set(kept) & set(learned)
+    assert len(set(kept) | set(learned)) == 80
+    assert any(name.startswith("a") for name in kept)
 
 
 def test_the_questions_asked_are_not_always_those_at_the_datas_begin() -> None:
-    _, kept = split(1000, 16, seed=3)
+    _, kept = split(np.arange(1000), 16, seed=3)
     assert kept[:3] != sorted(kept)[:3]
-    assert split(1000, 16, seed=4)[1] != kept
+    assert split(np.arange(1000), 16, seed=4)[1] != kept
 
 
 def test_held_out_examples_without_a_picture_are_asked_too(base: Path, folder: Path) -> None:

@@ -355,6 +355,19 @@ def test_who_waited_for_a_run_that_ended_meanwhile_leaves_it_alone(
         train(checkpoint.load_run(folder / "runs/mine"), folder / "runs/mine", resume=True)
 
 
+def test_a_gpu_whose_memory_is_full_is_one_sentence(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3 of 4 GiB in use.")
+
+    monkeypatch.setattr("finetune.train.take_step", full)
+    assert main(command("instruct", base, data, "lora_rank=4")) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("CUDA out of memory. Tried to allocate 2.00 GiB. What was saved before is whole")
+    assert "micro_batch=2 or gradient_checkpointing=true or quantise=4bit; python -m finetune plan" in told
+
+
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
