@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
@@ -30,6 +30,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
+from finetune.disk import put, settle, writing
 from finetune.processes import is_sharded, over_processes
 from finetune.recipe import Recipe, load_recipe, save_recipe
 from llava_app.checkpoints import CARD_NAME, LOCK_NAME
@@ -60,9 +61,9 @@ class Run:
         del settings["recipe"]
         partial = folder / "run.partial"  # half a run.yaml could neither be resumed nor started anew
         save_recipe(self.recipe, partial)
-        _put(partial, folder / "recipe.yaml")
+        put(partial, folder / "recipe.yaml")
         partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        _put(partial, folder / "run.yaml")
+        put(partial, folder / "run.yaml")
 
     def refuse_changed(self, checked: dict[str, Any], base_revision: str) -> None:
         """Raise TrainingError unless a started run still has the data and the base that it had."""
@@ -126,24 +127,6 @@ def alone(folder: Path, *, resume: bool) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Files are written in it. A full disk, which torch calls a RuntimeError, becomes a TrainingError; what was begun
-    in `folder` is deleted, since it takes the room that is lacking."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        free = shutil.disk_usage(folder.parent).free / 1e6
-        reason = str(error).splitlines()[0]
-        if "inline_container" in reason:  # torch's name for a file that the disk took a part of only
-            reason = "a file was cut short"
-        raise TrainingError(
-            f"{folder.parent} cannot be written ({reason}); {free:,.0f} MB are free there. What was saved before is "
-            "whole: make room, then go on with --resume."
-        ) from error
-
-
 def save_state(
     folder: Path, step: int, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator
 ) -> None:
@@ -170,32 +153,9 @@ def save_state(
             settle([*folder.glob("log.jsonl"), *temporary.rglob("*")])
     if accelerator.is_main_process:
         shutil.rmtree(folder / "state" / f"step-{step}", ignore_errors=True)  # a damaged one that was passed over
-        _put(temporary, folder / "state" / f"step-{step}")
+        put(temporary, folder / "state" / f"step-{step}")
         for old in _states(folder)[KEEP:]:
             shutil.rmtree(old)
-
-
-def settle(paths: Iterable[Path]) -> None:
-    """Have the system bring these files and folders to the disk: no power cut takes them after that."""
-    for path in paths:
-        _sync(path)
-
-
-def _put(written: Path, place: Path) -> None:
-    """Rename a file or folder once it is on the disk, and see that its new name is there too."""
-    _sync(written)
-    written.replace(place)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":  # Windows opens no folder
-        return
-    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _write(folder: Path, learning: Mapping[str, Tensor], optimizer: Optimizer, scaler: GradScaler | None) -> None:

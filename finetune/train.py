@@ -22,6 +22,7 @@ from finetune.adapters import add_adapters, rest
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, StepSampler
 from finetune.data import Checked, Examples, check
+from finetune.disk import settle, writing
 from finetune.features import FeatureStore, tower_digest
 from finetune.figures import Figures, memory_held, peak_of
 from finetune.flops import mfu, sizes, step_flops
@@ -107,9 +108,9 @@ def _train(run: Run, folder: Path, *, accelerator: Accelerator, computed: torch.
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
     card = output.card(checked)
     if accelerator.is_main_process:
-        with checkpoint.writing(folder / "state" / "partial"):
+        with writing(folder / "state" / "partial"):
             output.save(folder, course.llava, output.unrounded(course.llava, weights))
-            checkpoint.settle(folder.glob("*"))
+            settle(folder.glob("*"))
         write_card(folder, card)
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
