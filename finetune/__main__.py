@@ -7,13 +7,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.recipe import INHERIT, inherit, listing, load_recipe, named_recipe, show
 from llava_app.checkpoints import find
-from llava_app.errors import RecipeError, TrainingError, UserError
+from llava_app.errors import RecipeError, UserError
 
 if TYPE_CHECKING:
     from finetune.checkpoint import Run
@@ -100,16 +101,19 @@ def _train(stage: str, arguments: list[str]) -> int:
     options = _training_parser(stage).parse_intermixed_args(arguments)
     folder = options.runs / options.name
 
-    from torch import OutOfMemoryError
-
     from finetune.checkpoint import is_finished, load_run, refuse_taken
     from finetune.interrupt import Interrupted
-    from finetune.plan import lighter
     from finetune.train import train
 
     run = load_run(folder) if options.resume else _new_run(stage, options)
-    if options.resume and (options.base or options.data or options.recipe or options.overrides):
-        raise RecipeError("A resumed run keeps its own base, data and recipe. Give --name and --resume only.")
+    kept = (options.base, options.data, options.images, options.recipe, options.track, options.overrides)
+    if options.resume and any(kept):
+        raise RecipeError(
+            "A resumed run keeps its own base, data, pictures, recipe and tracker. Give --name and --resume only; "
+            "--allow-refused can be changed."
+        )
+    if options.allow_refused is not None:
+        run = replace(run, allow_refused=options.allow_refused)
     if run.recipe.stage != stage:
         raise RecipeError(f"This is a recipe for stage {run.recipe.stage}. Use python -m finetune {run.recipe.stage}.")
     if not options.resume:
@@ -119,8 +123,6 @@ def _train(stage: str, arguments: list[str]) -> int:
         return 0
     try:
         train(run, folder, resume=options.resume)
-    except OutOfMemoryError as error:
-        raise TrainingError(f"The GPU's memory did not suffice. {lighter(run.recipe)}") from error
     except Interrupted as error:
         print(f"Stopped after step {error.step}. To go on: python -m finetune {stage} --name {options.name} --resume")
         return 130
@@ -141,7 +143,7 @@ def _new_run(stage: str, options: argparse.Namespace) -> "Run":
     if told:
         print(told)
     images = picture_root(options.data, options.images)
-    return Run(options.name, options.base, options.data, images, recipe, options.allow_refused, options.track)
+    return Run(options.name, options.base, options.data, images, recipe, track=options.track)
 
 
 def _training_parser(stage: str) -> argparse.ArgumentParser:
@@ -152,7 +154,7 @@ def _training_parser(stage: str) -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, help=IMAGES)
     parser.add_argument("--recipe", help=f"name or YAML file (default: memeworld_{stage}, for small models)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (runs)")
-    parser.add_argument("--allow-refused", type=float, default=0.01, metavar="FRACTION", help="of the records (0.01)")
+    parser.add_argument("--allow-refused", type=float, metavar="FRACTION", help="of the records (0.01)")
     parser.add_argument("--track", metavar="TOOL", help="show the log in tensorboard, trackio or wandb as well")
     parser.add_argument("--resume", action="store_true", help="go on with the run NAME, with its own settings")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the recipe")

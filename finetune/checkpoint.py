@@ -10,8 +10,9 @@ runs/NAME/state/      step-N folders, the newest KEEP of them, until the run is 
 import copy
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,12 +30,14 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
-from finetune.processes import is_sharded
+from finetune.disk import put, settle, writing
+from finetune.processes import is_sharded, over_processes
 from finetune.recipe import Recipe, load_recipe, save_recipe
-from llava_app.checkpoints import CARD_NAME
+from llava_app.checkpoints import CARD_NAME, LOCK_NAME
 from llava_app.errors import TrainingError
 
 KEEP = 2
+LET_GO = 7.0  # s; the loader's processes of a run that was killed may hold its lock for 5
 
 
 @dataclass(frozen=True)
@@ -48,25 +52,44 @@ class Run:
     allow_refused: float = 0.01
     track: str | None = None  # where the log goes as well, one of finetune.log.TRACKERS
     checked: dict[str, Any] = field(default_factory=dict)  # what the data was when the run started
+    base_revision: str | None = None  # and the base, as a card names it
+    unopened: list[int] | None = None  # and the examples refused for their pictures, as `finetune.data.check` has them
 
     def save(self, folder: Path) -> None:
         """Write recipe.yaml, then run.yaml, by which a started run is known."""
-        save_recipe(self.recipe, folder / "recipe.yaml")
         settings = {**asdict(self), "data": str(self.data), "images": str(self.images)}
         del settings["recipe"]
         partial = folder / "run.partial"  # half a run.yaml could neither be resumed nor started anew
+        save_recipe(self.recipe, partial)
+        put(partial, folder / "recipe.yaml")
         partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        partial.replace(folder / "run.yaml")
+        put(partial, folder / "run.yaml")
+
+    def refuse_changed(self, checked: dict[str, Any], base_revision: str) -> None:
+        """Raise TrainingError unless a started run still has the data and the base that it had."""
+        if self.checked != checked:
+            raise TrainingError(f"{self.data} changed since {self.name} started. Start a new run, or put it back.")
+        if self.base_revision not in (None, base_revision):
+            raise TrainingError(
+                f"The base {self.base} changed since {self.name} started: it was {self.base_revision:.12}, it is "
+                f"{base_revision:.12}. Put it back, or start a new run."
+            )
 
 
 def load_run(folder: Path) -> Run:
-    """The settings of a started run. Raises TrainingError when there is none in `folder`."""
+    """The settings of a started run. Raises TrainingError when there is none in `folder`, or they are damaged."""
     path = folder / "run.yaml"
     if not path.is_file():
         raise TrainingError(f"There is no run to resume in {folder}. Start it without --resume.")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    paths = {"data": Path(settings["data"]), "images": Path(settings["images"])}
-    return Run(**{**settings, **paths, "recipe": load_recipe(str(folder / "recipe.yaml"))})
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        paths = {"data": Path(settings["data"]), "images": Path(settings["images"])}
+        return Run(**{**settings, **paths, "recipe": recipe})
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        raise TrainingError(
+            f"{path} is damaged, so the run cannot go on. Restore that file, or start a new run with another --name."
+        ) from error
 
 
 def is_finished(folder: Path) -> bool:
@@ -82,28 +105,26 @@ def refuse_taken(folder: Path) -> None:
         raise TrainingError(f"The run {folder.name} was started already. Add --resume, or delete {folder}.")
 
 
-def newest_state(folder: Path) -> Path | None:
-    """The state with the most steps in a run's folder."""
-    states = [path for path in (folder / "state").glob("step-*") if path.is_dir()]
-    return max(states, key=step_of, default=None)
-
-
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Files are written in it. A full disk, which torch calls a RuntimeError, becomes a TrainingError; what was begun
-    in `folder` is deleted, since it takes the room that is lacking."""
+def alone(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Within it no other process trains in `folder`; the system ends it when this process dies.
+
+    Raises TrainingError where another one does, or took the name before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME)
     try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        free = shutil.disk_usage(folder.parent).free / 1e6
-        reason = str(error).splitlines()[0]
-        if "inline_container" in reason:  # torch's name for a file that the disk took a part of only
-            reason = "a file was cut short"
+        lock.acquire(timeout=LET_GO)
+    except Timeout as error:
         raise TrainingError(
-            f"{folder.parent} cannot be written ({reason}); {free:,.0f} MB are free there. What was saved before is "
-            "whole: make room, then go on with --resume."
+            f"{folder.name} is being trained by another process. Wait for its end, or stop it and go on with --resume."
         ) from error
+    try:
+        if is_finished(folder) or not resume:
+            refuse_taken(folder)
+        yield
+    finally:
+        lock.release()
 
 
 def save_state(
@@ -111,8 +132,9 @@ def save_state(
 ) -> None:
     """Write all that the next steps depend on: float32 weights, optimiser, random numbers. Keeps the newest KEEP.
 
-    Written beside its place and renamed, so a kill at any moment leaves whole states only. Every process calls this.
-    A model that is shared out among the processes is written by all of them, as accelerate does it.
+    Written beside its place, brought to the disk and renamed, so a kill or a power cut at any moment leaves whole
+    states only, and a log that reaches as far. Every process calls this. A model that is shared out among the processes
+    is written by all of them, as accelerate does it.
     """
     temporary = folder / "state" / "partial"
     with writing(temporary):
@@ -127,9 +149,12 @@ def save_state(
         accelerator.wait_for_everyone()
         torch.save(_random_states(), temporary / f"random-{accelerator.process_index}.pt")
         accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            settle([*folder.glob("log.jsonl"), *temporary.rglob("*")])
     if accelerator.is_main_process:
-        temporary.rename(folder / "state" / f"step-{step}")
-        for old in sorted((folder / "state").glob("step-*"), key=step_of)[:-KEEP]:
+        shutil.rmtree(folder / "state" / f"step-{step}", ignore_errors=True)  # a damaged one that was passed over
+        put(temporary, folder / "state" / f"step-{step}")
+        for old in _states(folder)[KEEP:]:
             shutil.rmtree(old)
 
 
@@ -141,25 +166,79 @@ def _write(folder: Path, learning: Mapping[str, Tensor], optimizer: Optimizer, s
         torch.save(scaler.state_dict(), folder / "scaler.pt")
 
 
+class Damaged(TrainingError):
+    """A file of a saved state that cannot be read."""
+
+
+def restore(folder: Path, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator) -> int:
+    """Go back to the newest saved state that is whole, and cut the log to it; returns its step, 0 where none is saved.
+
+    A damaged state is named and passed over. Every process calls this. Raises TrainingError when none is whole.
+    """
+    damaged: list[str] = []
+    for state in _states(folder):
+        told = ""
+        try:
+            load_state(state, learning=learning, optimizer=optimizer, accelerator=accelerator)
+        except Damaged as error:
+            told = str(error)
+        if any(over_processes(accelerator, int(bool(told)))):
+            damaged.append(told or f"{state} is damaged")
+            accelerator.print(damaged[-1])
+            continue
+        if accelerator.is_main_process:
+            cut_log(folder, step_of(state))
+        accelerator.wait_for_everyone()
+        accelerator.print(f"going on after step {step_of(state)}")
+        return step_of(state)
+    if damaged:
+        raise TrainingError(
+            f"No saved state of {folder.name} is whole: {'; '.join(damaged)}. Delete {folder / 'state'}, and --resume "
+            "begins at the first step."
+        )
+    if accelerator.is_main_process:
+        cut_log(folder, -1)
+    accelerator.wait_for_everyone()
+    return 0
+
+
 def load_state(state: Path, *, learning: Mapping[str, Tensor], optimizer: Optimizer, accelerator: Accelerator) -> None:
-    """Put a saved state back into the weights, the optimiser and the random numbers. Raises TrainingError."""
+    """Put a saved state back into the weights, the optimiser and the random numbers.
+
+    Raises TrainingError; Damaged when a file cannot be read, and then nothing was put back.
+    """
     if is_sharded(accelerator) == (state / "weights.safetensors").is_file():
         raise TrainingError(f"{state} was saved by other processes. Resume with the accelerate config it started with.")
     if is_sharded(accelerator):
         accelerator.load_state(str(state))
         return
-    weights = load_file(state / "weights.safetensors")
+    weights = _read(state / "weights.safetensors", load_file)
+    moments = _read(state / "optimizer.pt", _load)
+    scaling, random = state / "scaler.pt", state / f"random-{accelerator.process_index}.pt"
+    scale = _read(scaling, _load) if accelerator.scaler and scaling.is_file() else None
+    drawn = _read(random, _load) if random.is_file() else None  # absent where more processes resume than were stopped
     if weights.keys() != learning.keys():
         raise TrainingError(f"{state} holds other weights than this stage trains. Start a new run.")
     with torch.no_grad():
         for name, weight in learning.items():
             weight.copy_(weights[name])
-    optimizer.load_state_dict(torch.load(state / "optimizer.pt", map_location="cpu", weights_only=True))
-    if accelerator.scaler and (state / "scaler.pt").is_file():
-        accelerator.scaler.load_state_dict(torch.load(state / "scaler.pt", weights_only=True))
-    random = state / f"random-{accelerator.process_index}.pt"
-    if random.is_file():  # absent where more processes resume than were stopped
-        _restore_random_states(torch.load(random, weights_only=True))
+    optimizer.load_state_dict(moments)
+    if scale:
+        accelerator.scaler.load_state_dict(scale)
+    if drawn:
+        _restore_random_states(drawn)
+
+
+def _read(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return load(path)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        raise Damaged(f"{path} is damaged ({str(error).partition(chr(10))[0] or type(error).__name__})") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return stored
 
 
 def save_model(
@@ -184,7 +263,8 @@ def stored_dtype(source: Path) -> torch.dtype:
 
 
 def drop_states(folder: Path) -> None:
-    """Delete the states of a finished run; they take several times the model's room."""
+    """Delete the states of a finished run, once it is on the disk; they take several times the model's room."""
+    settle((*folder.glob("*"), folder))
     shutil.rmtree(folder / "state", ignore_errors=True)
 
 
@@ -200,6 +280,12 @@ def cut_log(folder: Path, step: int) -> None:
 def step_of(state: Path) -> int:
     """After how many steps a state was saved."""
     return int(state.name.removeprefix("step-"))
+
+
+def _states(folder: Path) -> list[Path]:
+    """The saved states of a run, the newest first."""
+    states = [path for path in (folder / "state").glob("step-*") if path.is_dir()]
+    return sorted(states, key=step_of, reverse=True)
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -13,15 +13,14 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 
 from finetune.checkpoint import save_model, stored_dtype
+from finetune.held_out import greedy
 from llava_app.adapters import base_of, merge
 from llava_app.checkpoints import Card, catalogue, check_files, read_card, revision, write_card
-from llava_app.conversation import Conversation
 from llava_app.errors import ModelError, TrainingError
 from llava_app.evaluations import read_scores
 from llava_app.images import Picture
 from llava_app.loading import Loaded, load
 from llava_app.presets import PRESETS
-from llava_app.prompts import encode
 
 QUESTIONS = ("What is shown here?", "Which colour is it?", "Describe the picture.", "What is funny about it?")
 COLOURS = ("red", "green", "blue", "white")
@@ -160,22 +159,13 @@ def _curve(run: Path) -> list[dict[str, Any]]:
     return sorted({line["step"]: line for line in spread}.values(), key=lambda line: line["step"])
 
 
-@torch.no_grad()
 def _answers(loaded: Loaded) -> list[list[int]]:
     """Token ids of greedy answers to QUESTIONS, each about a picture of one colour."""
-    written = []
-    for question, colour in zip(QUESTIONS, COLOURS, strict=True):
-        picture = Picture(Image.new("RGB", (64, 64), colour), colour)
-        encoded = encode(Conversation().ask(question, [picture]), loaded.processor, open_answer=True)
-        ids = encoded.input_ids[None].to(loaded.device)
-        assert encoded.pixel_values is not None
-        pixels = encoded.pixel_values.to(loaded.device)
-        mask = torch.ones_like(ids)
-        answer = loaded.model.generate(
-            input_ids=ids, attention_mask=mask, pixel_values=pixels, max_new_tokens=ANSWER_TOKENS, do_sample=False
-        )
-        written.append(answer[0, ids.shape[1] :].tolist())
-    return written
+    pictures = [Picture(Image.new("RGB", (64, 64), colour), colour) for colour in COLOURS]
+    return [
+        greedy(loaded.model, loaded.processor, question, [picture], tokens=ANSWER_TOKENS)
+        for question, picture in zip(QUESTIONS, pictures, strict=True)
+    ]
 
 
 def _compare(before: list[list[int]], after: list[list[int]]) -> float:

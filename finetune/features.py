@@ -48,10 +48,11 @@ class FeatureStore:
             fresh = dict(zip(missing, seen_IPV, strict=True))
         for place, seen_PV in fresh.items():
             self._keep(paths[place], seen_PV)
-        features = [
+        seen = (
             fresh[place] if place in fresh else torch.from_numpy(numpy.load(path)) for place, path in enumerate(paths)
-        ]
-        return replace(batch, pixel_values=None, features=torch.stack(features).float())
+        )
+        features = torch.stack([seen_PV.float() for seen_PV in seen])  # a CPU's autocast to bfloat16 stacks no float16
+        return replace(batch, pixel_values=None, features=features)
 
     def _keep(self, path: Path, seen_PV: Tensor) -> None:
         if self.held + seen_PV.nbytes > self.limit:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from finetune.collate import StepCollator
 from finetune.data import Examples
@@ -12,6 +13,7 @@ from finetune.data.pictures import open_picture
 from finetune.supervision import SupervisedLoss
 from llava_app.conversation import Conversation, from_record
 from llava_app.errors import ImageError
+from llava_app.images import Picture
 from llava_app.prompts import encode
 
 LEAST_SHARE = 20  # at most one example of so many is held out
@@ -38,11 +40,17 @@ class Evaluation:
     answers: list[Answer]
 
 
-def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """The numbers 0…count-1 as those to learn from and those held out: `held_out` of them, or one in LEAST_SHARE."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+def split(originals: np.ndarray, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """The examples 0…N-1 to learn from, and those held out: `held_out` of them, or one record in LEAST_SHARE.
+
+    `originals` (N,) says which record, 0…R-1, each example is: of a held-out one no copy is learned from, and one is
+    measured. Those held out come in the order in which the seed drew them.
+    """
+    count = int(originals.max(initial=-1)) + 1
     kept = min(held_out, count // LEAST_SHARE)
-    return sorted(order[kept:]), sorted(order[:kept])
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:kept].numpy()
+    first = np.unique(originals, return_index=True)[1]
+    return np.flatnonzero(~np.isin(originals, drawn)).tolist(), first[drawn].tolist()
 
 
 @torch.no_grad()
@@ -72,16 +80,29 @@ def _answer(llava: LlavaForConditionalGeneration, examples: Examples, place: int
     except ImageError:
         return Answer(example.record["conversations"][0]["value"], UNREADABLE, "")
     first = from_record(example.record, pictures).turns[0]
-    encoded = encode(Conversation().ask(first.question, first.images), examples.processor, open_answer=True)
-    pixels = encoded.pixel_values
+    written = greedy(llava, examples.processor, first.question, first.images, tokens=ANSWER_TOKENS)
+    text = examples.processor.tokenizer.decode(written, skip_special_tokens=True)
+    return Answer(first.question, text.strip(), first.answer or "")
+
+
+@torch.no_grad()
+def greedy(
+    llava: LlavaForConditionalGeneration,
+    processor: ProcessorMixin,
+    question: str,
+    images: Sequence[Picture],
+    *,
+    tokens: int,
+) -> list[int]:
+    """The likeliest answer to a first question, token by token, at most so many."""
+    encoded = encode(Conversation().ask(question, images), processor, open_answer=True)
     ids = encoded.input_ids[None].to(llava.device)
+    seen = encoded.shapes if encoded.pixel_values is None else {"pixel_values": encoded.pixel_values, **encoded.shapes}
     written = llava.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=None if pixels is None else pixels.to(llava.device),
-        **{name: value.to(llava.device) for name, value in encoded.shapes.items()},
-        max_new_tokens=ANSWER_TOKENS,
+        **{name: value.to(llava.device) for name, value in seen.items()},
+        max_new_tokens=tokens,
         do_sample=False,
     )
-    text = examples.processor.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
-    return Answer(first.question, text.strip(), first.answer or "")
+    return written[0, ids.shape[1] :].tolist()

@@ -15,6 +15,7 @@ from finetune.packing import check_length
 from finetune.precision import computed_in, kept_in, whole_parts
 from finetune.recipe import Recipe, inherit, named_recipe
 from finetune.rows import Rows, assumed, measured
+from finetune.shortage import lighter
 from finetune.stages import part_of
 from llava_app.checkpoints import Card, find
 from llava_app.hub import here
@@ -129,17 +130,6 @@ def describe(recipe: Recipe, usual: Memory, worst: Memory, device: Device) -> st
         )
     lines.append(f"  {'at once, usually':24} {usual.peak / 1e9:8.2f} GB")
     return "\n".join([*lines, f"  {'at most at once':24} {worst.peak / 1e9:8.2f} GB, which {fits}"])
-
-
-def lighter(recipe: Recipe) -> str:
-    """For a person: what makes a run take less memory than it does with `recipe`."""
-    fields = [] if recipe.gradient_checkpointing else ["gradient_checkpointing=true"]
-    if recipe.stage == "instruct" and recipe.quantise == "none":
-        fields.append("quantise=4bit" if recipe.lora_rank else "quantise=4bit lora_rank=64")
-    fields.append(f"micro_batch={recipe.micro_batch // 2}" if recipe.micro_batch > 1 else "a lower max_length")
-    return (
-        f"Set {', '.join(fields)}, or share the model among several GPUs; python -m finetune plan says what it takes."
-    )
 
 
 def describe_time(recipe: Recipe, rows: Rows, device: Device) -> str:

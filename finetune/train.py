@@ -22,6 +22,7 @@ from finetune.adapters import add_adapters, rest
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, StepSampler
 from finetune.data import Checked, Examples, check
+from finetune.disk import settle, writing
 from finetune.features import FeatureStore, tower_digest
 from finetune.figures import Figures, memory_held, peak_of
 from finetune.flops import mfu, sizes, step_flops
@@ -31,12 +32,12 @@ from finetune.log import TRACKED, Log, begin_tracking, refuse_missing, track
 from finetune.optimise import learning_rate_at, make_optimizer, set_rate
 from finetune.output import Output
 from finetune.packing import check_length, use_packing
-from finetune.plan import lighter
 from finetune.processes import gathered, idle_passes, is_sharded, over_processes, share_out
 from finetune.recipe import Recipe
+from finetune.shortage import lighter, shortage_told
 from finetune.stages import apply_stage, describe, trainable
 from finetune.supervision import SupervisedLoss, compile_layers
-from llava_app.checkpoints import Card, find, write_card
+from llava_app.checkpoints import Card, check_files, find, revision, write_card
 from llava_app.errors import TrainingError
 from llava_app.loading import load
 from llava_app.processors import make_processor
@@ -69,12 +70,18 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
 
     Raises UserError for anything a person can mend, and Interrupted after SIGINT or SIGTERM, with the state saved.
     """
-    recipe = run.recipe
-    computed = precision.computed_in(recipe, bfloat16=precision.has_bfloat16())
+    computed = precision.computed_in(run.recipe, bfloat16=precision.has_bfloat16())
     refuse_missing(run.track)
     accelerator = Accelerator(
         mixed_precision=precision.ACCELERATE[computed], log_with=run.track, project_dir=str(folder.parent / TRACKED)
     )
+    alone = checkpoint.alone(folder, resume=resume) if accelerator.is_main_process else nullcontext()
+    with alone, shortage_told(run.recipe):
+        return _train(run, folder, accelerator=accelerator, computed=computed, resume=resume)
+
+
+def _train(run: Run, folder: Path, *, accelerator: Accelerator, computed: torch.dtype, resume: bool) -> Card:
+    recipe = run.recipe
     torch.manual_seed(recipe.seed)
     base = find(run.base)
     loaded = load(base, precision.loaded_in(base, recipe), advice=lighter(recipe))
@@ -82,32 +89,29 @@ def train(run: Run, folder: Path, *, resume: bool) -> Card:
     check_length(config, recipe.max_length)
     processor = make_processor(config, tokenizer, image_mode=recipe.image_mode, template_name=recipe.template)
     loaded.model.generation_config.eos_token_id = end_tokens(tokenizer, recipe.template)
-    checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=run.allow_refused)
+    allowed, unopened = run.allow_refused, run.unopened
+    checked = check(run.data, run.images, processor, recipe=recipe, allow_refused=allowed, unopened=unopened)
     output = Output(run, folder, base, Path(loaded.model.name_or_path), processor)
     learning = _prepare(loaded.model, recipe, computed)
     told = (checked.describe(), describe(loaded.model, learning), precision.describe(recipe, computed))
     accelerator.print(*told, sep="\n")
     if accelerator.is_main_process and not resume:
         output.try_saving(loaded.model)
-    _begin(run, folder, accelerator=accelerator, checked=checked, resume=resume)
-    learned, held_out = split(len(checked.examples), recipe.held_out, recipe.seed)
-    examples = Examples(
-        checked.examples,
-        processor,
-        max_length=recipe.max_length,
-        allowed=run.allow_refused,
-        held_out=held_out,
-    )
-    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, learned=learned)
+    _begin(output, checked, accelerator=accelerator, resume=resume)
+    parts = split(checked.examples.data.originals(), recipe.held_out, recipe.seed)
+    examples = Examples(checked.examples, processor, max_length=recipe.max_length, allowed=allowed, learned=parts[0])
+    course = _course(run, folder, accelerator=accelerator, model=loaded.model, examples=examples, parts=parts)
     begin_tracking(accelerator, run.track, run=run.name, settings=asdict(recipe))
-    _learn(course, _resumed_step(course))
+    learns, optimizer = trainable(course.llava), course.optimizer
+    _learn(course, checkpoint.restore(folder, learning=learns, optimizer=optimizer, accelerator=accelerator))
     if examples.skipped:
         accelerator.print(f"{examples.skipped} examples were skipped: a picture of theirs could not be read.")
     weights = {name.removeprefix("llava."): value for name, value in accelerator.get_state_dict(course.model).items()}
     card = output.card(checked)
     if accelerator.is_main_process:
-        with checkpoint.writing(folder / "state" / "partial"):
+        with writing(folder / "state" / "partial"):
             output.save(folder, course.llava, output.unrounded(course.llava, weights))
+            settle(folder.glob("*"))
         write_card(folder, card)
         checkpoint.drop_states(folder)
     accelerator.wait_for_everyone()
@@ -147,15 +151,15 @@ def take_step(course: Course, batches: list[Batch], *, supervised: int, rate: fl
     return value, norm
 
 
-def _begin(run: Run, folder: Path, *, accelerator: Accelerator, checked: Checked, resume: bool) -> None:
-    """Save the run's settings or, on resuming, make sure that they still hold."""
-    if resume and run.checked != checked.summary():
-        raise TrainingError(f"{run.data} or its pictures changed since {run.name} started. Start a new run.")
-    if accelerator.is_main_process and not resume:
-        replace(run, checked=checked.summary()).save(folder)
-    if accelerator.is_main_process and resume:
-        newest = checkpoint.newest_state(folder)
-        checkpoint.cut_log(folder, checkpoint.step_of(newest) if newest else -1)
+def _begin(output: Output, checked: Checked, *, accelerator: Accelerator, resume: bool) -> None:
+    """Save the run's settings and what it starts from; on resuming, make sure first that this is as it was."""
+    run, found = output.run, revision(output.source)
+    if resume:
+        run.refuse_changed(checked.summary(), found)
+        check_files(output.base, output.source, weights=True)
+    if accelerator.is_main_process:
+        started = replace(run, checked=checked.summary(), base_revision=found, unopened=checked.unopened)
+        started.save(output.folder)
     accelerator.wait_for_everyone()
 
 
@@ -179,7 +183,7 @@ def _course(
     accelerator: Accelerator,
     model: LlavaForConditionalGeneration,
     examples: Examples,
-    learned: list[int],
+    parts: tuple[list[int], list[int]],
 ) -> Course:
     recipe = run.recipe
     features = None
@@ -188,8 +192,7 @@ def _course(
     share_out(accelerator, model, recipe)
     loss = SupervisedLoss(model, compiled=recipe.compile)
     wrapped, optimizer = accelerator.prepare(loss.train(), make_optimizer(model, recipe))
-    held_out = sorted(examples.held_out)
-    course = Course(run, folder, accelerator, wrapped, optimizer, examples, learned, held_out, 0, features)
+    course = Course(run, folder, accelerator, wrapped, optimizer, examples, *parts, 0, features)
     per_epoch = _sampler(course).steps_per_epoch
     return replace(course, total=int(min(recipe.epochs * per_epoch, recipe.max_steps or math.inf)))
 
@@ -221,16 +224,6 @@ def _loader(course: Course, start: int) -> DataLoader[Any]:
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator().manual_seed(course.run.recipe.seed),  # else it would draw from the run's numbers
     )
-
-
-def _resumed_step(course: Course) -> int:
-    state = checkpoint.newest_state(course.folder)
-    if state is None:
-        return 0
-    learning = trainable(course.llava)
-    checkpoint.load_state(state, learning=learning, optimizer=course.optimizer, accelerator=course.accelerator)
-    course.accelerator.print(f"going on after step {checkpoint.step_of(state)}")
-    return checkpoint.step_of(state)
 
 
 def _learn(course: Course, start: int) -> None:
@@ -288,7 +281,9 @@ def _steps(course: Course, start: int, *, stop: StopSignal) -> Iterable[tuple[Fi
         tokens = sum(batch.tokens for batch in batches)
         samples = sum(len(batch.lengths) for batch in batches)
         flops = int(step_flops(size, recipe, batches))
-        supervised, tokens, samples, flops = over_processes(accelerator, supervised, tokens, samples, flops)
+        counts = (supervised, tokens, samples, flops, course.examples.skipped)
+        supervised, tokens, samples, flops, skipped = over_processes(accelerator, *counts)
+        course.examples.unite(skipped, accelerator)
         rate = learning_rate_at(step, course.total, recipe)
         try:
             loss, norm = take_step(course, batches, supervised=supervised, rate=rate)

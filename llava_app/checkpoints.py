@@ -15,6 +15,7 @@ from llava_app.presets import PRESETS
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "card.json"
+LOCK_NAME = ".lock"  # in a run's folder; the process that trains the run holds it
 FORMAT = 1
 STAGES = ("base", "align", "instruct")
 IMAGE_MODES = ("pad", "crop", "anyres")
@@ -220,7 +221,7 @@ def _finished_at(card: Card) -> float:
 def _hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file that belongs to the model, by its path in the folder."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    unhashed = (CARD_NAME, CARD_NAME + ".tmp", "state/", "job/")
+    unhashed = (CARD_NAME, CARD_NAME + ".tmp", LOCK_NAME, "state/", "job/")
     return {name: _hash(path) for name, path in paths.items() if not name.startswith(unhashed)}
 
 

@@ -2,6 +2,7 @@
 
 runs/NAME/job/order.json     what it runs, and when it was ordered
 runs/NAME/job/process.json   its process: the id, and when that began, since an id is used again
+runs/NAME/job/command.json   the same of the command that it runs, which outlives it when it alone is killed
 runs/NAME/job/exit.json      how it ended
 runs/NAME/job/log.txt        what it printed
 
@@ -25,8 +26,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import psutil
+from filelock import FileLock, Timeout
 
-from llava_app.checkpoints import CARD_NAME
+from llava_app.checkpoints import CARD_NAME, LOCK_NAME
 from llava_app.commands import ROOT, told, without_folders
 from llava_app.errors import TrainingError
 
@@ -69,13 +71,8 @@ class Job:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process runs; another one that has its id by now is not it."""
-        stored = _read(self.folder / "job" / "process.json")
-        try:
-            process = psutil.Process(stored["pid"])
-            return process.status() != psutil.STATUS_ZOMBIE and _same(process.create_time(), stored["began"])
-        except (KeyError, psutil.Error):
-            return False
+        """Whether its process or its command runs; another one that has its id by now is not it."""
+        return bool(self._running())
 
     @property
     def exit_code(self) -> int | None:
@@ -99,12 +96,16 @@ class Job:
 
     def processes(self) -> list[psutil.Process]:
         """Its process and those that it started; none when it has ended."""
-        if not self.is_alive:
-            return []
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(_read(self.folder / "job" / "process.json")["pid"])
-            return [process, *process.children(recursive=True)]
-        return []
+        found: dict[psutil.Process, None] = {}
+        for process in self._running():
+            with suppress(psutil.NoSuchProcess):
+                found |= dict.fromkeys([process, *process.children(recursive=True)])
+        return list(found)
+
+    def _running(self) -> list[psutil.Process]:
+        """Its process and its command, those of them that run."""
+        stored = [_read(self.folder / "job" / name) for name in ("process.json", "command.json")]
+        return [process for process in map(_process, stored) if process]
 
 
 class Jobs:
@@ -140,6 +141,10 @@ class Jobs:
         order = job.order
         if job.state not in ("stopped", "failed"):
             raise TrainingError(f"The run {name} is {job.state}; only one that was stopped can go on.")
+        if _is_trained(job.folder):
+            raise TrainingError(
+                f"{name} is being trained by a process that the page did not start. Stop that one, or wait for its end."
+            )
         commands = order.commands
         if (job.folder / "run.yaml").exists():
             commands = ((order.stage, f"--name={name}", f"--runs={short(self.runs)}", "--resume"),)
@@ -161,8 +166,7 @@ class Jobs:
                 start_new_session=True,
             )
         self._children.append(process)
-        began = psutil.Process(process.pid).create_time()
-        _write(job.folder / "job" / "process.json", {"pid": process.pid, "began": began})
+        _note(job.folder / "job" / "process.json", process.pid)
         return job
 
 
@@ -208,6 +212,32 @@ def _in_order(runs: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: job.order.ordered)
 
 
+def _is_trained(folder: Path) -> bool:
+    """Whether any process trains the run in `folder`."""
+    if not (folder / LOCK_NAME).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK_NAME, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _note(path: Path, pid: int) -> None:
+    """Write down a process that was just started."""
+    _write(path, {"pid": pid, "began": psutil.Process(pid).create_time()})
+
+
+def _process(stored: dict[str, Any]) -> psutil.Process | None:
+    """The process that was noted, if it runs."""
+    try:
+        process = psutil.Process(stored["pid"])
+        runs = process.status() != psutil.STATUS_ZOMBIE and _same(process.create_time(), stored["began"])
+    except (KeyError, psutil.Error):
+        return None
+    return process if runs else None
+
+
 def _same(began: float, stored: float) -> bool:
     return abs(began - stored) < SAME_START
 
@@ -240,7 +270,9 @@ def run(job: Job) -> int:
         if code or signals:
             break
         print(f"$ python -m finetune {shlex.join(command)}", flush=True)
-        code = subprocess.run(told(command), check=False).returncode
+        process = subprocess.Popen(told(command))
+        _note(job.folder / "job" / "command.json", process.pid)
+        code = process.wait()
     code = code or (INTERRUPTED if signals and not (job.folder / CARD_NAME).exists() else 0)
     _write(job.folder / "job" / "exit.json", {"code": code})
     return code

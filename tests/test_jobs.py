@@ -5,9 +5,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 from PIL import Image
 
-from llava_app.checkpoints import read_card
+from llava_app.checkpoints import LOCK_NAME, read_card
 from llava_app.commands import without_folders
 from llava_app.errors import TrainingError
 from llava_app.jobs import Job, Jobs, ask
@@ -116,6 +117,30 @@ def test_a_killed_job_is_stopped_and_says_no_code(jobs: Jobs, tmp_path: Path) ->
         process.kill()
     until(lambda: not job.is_alive, job)
     assert (job.state, job.exit_code) == ("stopped", None)
+
+
+def test_a_command_whose_own_process_was_killed_still_counts(jobs: Jobs, tmp_path: Path) -> None:
+    job = jobs.start("orphan", "align", (drawing(tmp_path),))
+    until(lambda: (job.folder / "job" / "command.json").exists(), job)
+    first, command, *_ = job.processes()
+    first.kill()
+    first.wait()
+    jobs.all()
+    assert (job.state, job.processes()[0]) == ("running", command)
+    with pytest.raises(TrainingError, match="orphan is running"):
+        jobs.resume("orphan")
+    job.stop()
+    until(lambda: not job.is_alive, job)
+    assert job.state == "stopped"
+
+
+def test_a_run_that_another_process_trains_does_not_go_on_beside_it(jobs: Jobs) -> None:
+    job = jobs.start("taken", "align", (("recipes", "no_such_recipe"),))
+    until(lambda: not job.is_alive, job)
+    with FileLock(job.folder / LOCK_NAME), pytest.raises(TrainingError, match="taken is being trained by a process"):
+        jobs.resume("taken")
+    jobs.resume("taken")
+    until(lambda: not job.is_alive, job)
 
 
 def test_a_job_that_fails_says_so_and_its_next_command_does_not_run(jobs: Jobs) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -23,12 +24,16 @@ from llava_app.conversation import from_record
 from llava_app.errors import DataError, ImageError
 from llava_app.prompts import Encoded, encode
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 __all__ = ["Checked", "Example", "Examples", "Index", "check", "read_records"]
 
 logger = logging.getLogger(__name__)
 
 MOST_REFUSED = 0.01  # of the records; and of the examples whose pictures cannot be read once training goes on
 OPENING_THREADS = 4
+UNOPENED = "a picture that cannot be opened"
 MOST_OPENED = 2_000  # examples whose pictures are opened before training; the others when they are learned from
 
 
@@ -75,6 +80,7 @@ class Checked:
     first: dict[str, str]  # reason → the first record refused for it, and the details
     sha256: str
     opened: int  # examples whose pictures were opened
+    unopened: list[int]  # those refused for their pictures, by their places among the records whose text is right
 
     def summary(self) -> dict[str, Any]:
         """What the card says of the data."""
@@ -95,7 +101,7 @@ class Examples(Dataset[Encoded]):
     """Examples encoded when asked for: pictures are opened then, and texts cut to `max_length` tokens.
 
     Where a picture cannot be read, the next example of its kind comes instead, so that every step has its examples;
-    never one of `held_out`. More than the fraction `allowed` of such examples raises DataError.
+    if it is one of `learned` (by default all). More than the fraction `allowed` of such examples raises DataError.
     """
 
     def __init__(
@@ -105,17 +111,32 @@ class Examples(Dataset[Encoded]):
         *,
         max_length: int,
         allowed: float = MOST_REFUSED,
-        held_out: Iterable[int] = (),
+        learned: Sequence[int] | None = None,
     ) -> None:
         self.examples = examples
-        self.held_out = frozenset(held_out)
+        every = np.arange(len(examples))
+        self._learned = np.isin(every, every if learned is None else learned)  # a set would take 60 bytes of each
         self.processor = processor
         self.max_length = max_length
         self.allowed = allowed
         self._unreadable = torch.zeros(len(examples), dtype=torch.bool).share_memory_()  # the loader's processes write
+        self._united = 0  # what the processes' counts of it came to when they last told each other
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def unite(self, skipped: int, accelerator: "Accelerator") -> None:
+        """Count what the other processes skipped too: `skipped` examples in all, some of them by several processes.
+
+        Every process calls this with the same number. Raises DataError above the fraction `allowed`.
+        """
+        if skipped == self._united:
+            return
+        together = accelerator.reduce(self._unreadable.int().to(accelerator.device), "sum").cpu() > 0
+        self._unreadable |= together
+        self._united = accelerator.num_processes * int(together.sum())
+        if together.sum() > self.allowed * len(self):
+            raise DataError(self._complaint())
 
     @property
     def skipped(self) -> int:
@@ -126,7 +147,7 @@ class Examples(Dataset[Encoded]):
         for place in range(len(self)):
             number = (index + place) % len(self)
             example = self.examples[number]
-            if place and (number in self.held_out or not example.images):
+            if place and not (self._learned[number] and example.images):
                 continue
             if encoded := self._read(number, example):
                 return encoded
@@ -140,7 +161,10 @@ class Examples(Dataset[Encoded]):
         """The steps that a loader makes of these examples. An error of the loader's processes comes without a trace."""
         try:
             yield from steps
-        except DataError as error:
+        except Exception as error:
+            clear_frames(error.__traceback__)  # they hold the loader, for whose processes the program's end would wait
+            if not isinstance(error, DataError):
+                raise
             raise DataError(self._complaint() if self.skipped else str(error)) from error
 
     def _read(self, number: int, example: Example) -> Encoded | None:
@@ -167,7 +191,8 @@ class Examples(Dataset[Encoded]):
     def _complaint(self) -> str:
         return (
             f"The pictures of {self.skipped} of {len(self)} examples cannot be read, more than {self.allowed:.1%}. "
-            "See that their folder is there, then --resume; python -m finetune check names each one."
+            "See that their folder is there, then --resume; or go on without them: --resume --allow-refused FRACTION. "
+            "python -m finetune check names each one."
         )
 
 
@@ -184,20 +209,28 @@ class _Refused:
 
 
 def check(
-    file: Path, root: Path | None, processor: ProcessorMixin, *, recipe: Recipe, allow_refused: float = MOST_REFUSED
+    file: Path,
+    root: Path | None,
+    processor: ProcessorMixin,
+    *,
+    recipe: Recipe,
+    allow_refused: float = MOST_REFUSED,
+    unopened: list[int] | None = None,
 ) -> Checked:
     """Read the records of `file`, open pictures below `root`, and refuse what cannot be learned from.
 
-    The pictures of MOST_OPENED examples are opened, spread over all. Raises DataError when more than the fraction
-    `allow_refused` is refused, or nothing is left.
+    The pictures of MOST_OPENED examples are opened, spread over all. A run that goes on gives those that were
+    `unopened` when it started instead: it has the same examples whatever became of their pictures since. Raises
+    DataError when more than the fraction `allow_refused` is refused, or nothing is left.
     """
     data, refused = open_data(file, root), _Refused()
     examples = _measured(data, Ruler(processor, recipe.max_length), recipe.stage, refused)
     wrong = len(data) - len(examples)
     tried = _spread(np.flatnonzero(examples.pictured))
-    broken = _broken(examples, tried, refused)
+    broken = _broken(examples, tried, refused) if unopened is None else _again(examples, unopened, refused)
     kept = np.setdiff1d(np.arange(len(examples)), broken)
-    found = Checked(file, examples[kept], dict(refused.counts.most_common()), refused.first, digest(file), len(tried))
+    counts = dict(refused.counts.most_common())
+    found = Checked(file, examples[kept], counts, refused.first, digest(file), len(tried), broken)
     _judge(found, len(data), wrong / max(1, len(data)) + len(broken) / max(1, len(tried)), allow_refused)
     return found
 
@@ -248,12 +281,20 @@ def _broken(examples: Index, tried: np.ndarray, refused: _Refused) -> list[int]:
     return broken
 
 
+def _again(examples: Index, unopened: list[int], refused: _Refused) -> list[int]:
+    """Refuse those examples again; where the data changed, they may not be there any more."""
+    broken = [index for index in unopened if index < len(examples)]
+    for index in broken:
+        refused.add(Refusal(UNOPENED, "when the run started"), examples[index].record)
+    return broken
+
+
 def try_opening(place: Place) -> Refusal | None:
     """Refuses a picture that cannot be opened."""
     try:
         open_picture(place)
     except ImageError as error:
-        return Refusal("a picture that cannot be opened", str(error))
+        return Refusal(UNOPENED, str(error))
     return None
 
 

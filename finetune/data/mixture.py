@@ -49,6 +49,11 @@ class Data:
         part = self.parts[self.part[index]]
         return part.records[int(self.number[index])], part
 
+    def originals(self) -> np.ndarray:
+        """(N,) int64: which record each one is, 0…R-1; the copies of a weighted part have one number."""
+        every = self.part.astype(np.int64) << 48 | self.number
+        return np.unique(every, return_inverse=True)[1]
+
     def take(self, indices: np.ndarray | slice) -> Self:
         """Those records only."""
         return replace(self, part=self.part[indices], number=self.number[indices])

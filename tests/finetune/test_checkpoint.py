@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from finetune.checkpoint import (
     cut_log,
     load_run,
     load_state,
-    newest_state,
     refuse_taken,
+    restore,
     save_model,
     save_state,
     stored_dtype,
@@ -56,6 +57,14 @@ def test_resuming_what_never_started_is_an_error(tmp_path: Path) -> None:
         load_run(tmp_path / "never")
 
 
+@pytest.mark.parametrize("text", ["", "name: [", "name: mine"])
+def test_damaged_settings_of_a_run_are_named(tmp_path: Path, text: str) -> None:
+    Run("mine", "base", Path("a.json"), Path("pictures"), load_recipe("memeworld_align")).save(tmp_path)
+    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"run\.yaml is damaged.*another --name"):
+        load_run(tmp_path)
+
+
 @pytest.mark.parametrize(("file", "advice"), [("run.yaml", "--resume"), ("card.json", "another --name")])
 def test_a_run_is_never_overwritten(tmp_path: Path, file: str, advice: str) -> None:
     refuse_taken(tmp_path)
@@ -72,9 +81,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> 
 
     others, other_optimizer = small_net()
     torch.manual_seed(99)
-    state = newest_state(tmp_path)
-    assert state is not None
-    load_state(state, learning=others, optimizer=other_optimizer, accelerator=accelerator)
+    assert restore(tmp_path, learning=others, optimizer=other_optimizer, accelerator=accelerator) == 1
     move(others, other_optimizer)
     assert all(torch.equal(others[name], weight) for name, weight in learning.items())
 
@@ -84,16 +91,69 @@ def test_the_newest_two_states_are_kept(tmp_path: Path) -> None:
     for step in (8, 9, 10, 11):
         save_state(tmp_path, step, learning=learning, optimizer=optimizer, accelerator=Accelerator())
     assert {path.name for path in (tmp_path / "state").iterdir()} == {"step-10", "step-11"}
-    newest = newest_state(tmp_path)
-    assert newest is not None
-    assert newest.name == "step-11"
+    assert restore(tmp_path, learning=learning, optimizer=optimizer, accelerator=Accelerator()) == 11
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.pt", "random-0.pt"])
+@pytest.mark.parametrize("left", [b"", bytes(100)], ids=["empty", "zeros"])
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(
+    tmp_path: Path, file: str, left: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accelerator, (learning, optimizer) = Accelerator(), small_net()
+    for step in (1, 2):
+        move(learning, optimizer)
+        save_state(tmp_path, step, learning=learning, optimizer=optimizer, accelerator=accelerator)
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n', encoding="utf-8")
+    (tmp_path / "state" / "step-2" / file).write_bytes(left)
+    others, other_optimizer = small_net()
+    assert restore(tmp_path, learning=others, optimizer=other_optimizer, accelerator=accelerator) == 1
+    assert f"step-2/{file} is damaged" in capsys.readouterr().out
+    assert (tmp_path / "log.jsonl").read_text(encoding="utf-8") == '{"step": 1}\n'
+
+    move(others, other_optimizer)
+    assert all(torch.equal(others[name], weight) for name, weight in learning.items())
+    save_state(tmp_path, 2, learning=others, optimizer=other_optimizer, accelerator=accelerator)
+    assert restore(tmp_path, learning=others, optimizer=other_optimizer, accelerator=accelerator) == 2
+
+
+def test_where_no_state_is_whole_nothing_goes_on(tmp_path: Path) -> None:
+    learning, optimizer = small_net()
+    for step in (1, 2):
+        save_state(tmp_path, step, learning=learning, optimizer=optimizer, accelerator=Accelerator())
+        (tmp_path / "state" / f"step-{step}" / "optimizer.pt").unlink()
+    move(learning, optimizer)
+    before = {name: weight.clone() for name, weight in learning.items()}
+    with pytest.raises(TrainingError, match=r"No saved state.*step-2/optimizer.*step-1/optimizer.*Delete .*state, and"):
+        restore(tmp_path, learning=learning, optimizer=optimizer, accelerator=Accelerator())
+    assert all(torch.equal(learning[name], weight) for name, weight in before.items())
+
+
+def test_a_state_and_its_log_are_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    lacking: list[str] = []
+    rename = Path.replace
+
+    def noted(written: Path, place: Path) -> Path:
+        wanted = [tmp_path / "log.jsonl", written, *written.rglob("*")]
+        lacking.extend(path.name for path in wanted if path.stat().st_ino not in synced)
+        return rename(written, place)
+
+    (tmp_path / "log.jsonl").touch()
+    learning, optimizer = small_net()
+    monkeypatch.setattr("os.fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    monkeypatch.setattr(Path, "replace", noted)
+    save_state(tmp_path, 1, learning=learning, optimizer=optimizer, accelerator=Accelerator())
+    assert lacking == []
+    assert (tmp_path / "state").stat().st_ino in synced
 
 
 def test_a_half_written_state_is_never_resumed_from(tmp_path: Path) -> None:
     (tmp_path / "state" / "partial").mkdir(parents=True)
     (tmp_path / "state" / "partial" / "weights.safetensors").write_bytes(b"half")
-    assert newest_state(tmp_path) is None
     learning, optimizer = small_net()
+    assert restore(tmp_path, learning=learning, optimizer=optimizer, accelerator=Accelerator()) == 0
     save_state(tmp_path, 1, learning=learning, optimizer=optimizer, accelerator=Accelerator())
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-1"]
 

@@ -2,10 +2,12 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
@@ -208,7 +210,8 @@ class Unreadable:
             shutil.copy(data.parent / "0.png", folder / f"{place}.png")
         records = [record(str(n), ["Which colour?", f"Red {n}."], [f"{n}.png"]) for n in range(20)]
         result = checked(write(folder, *records, record("text", ["Hi?", "Hi."])), processor)
-        self.examples = Examples(result.examples, processor, max_length=512, allowed=allowed, held_out=held_out)
+        learned = [number for number in range(21) if number not in held_out]
+        self.examples = Examples(result.examples, processor, max_length=512, allowed=allowed, learned=learned)
 
     def lose(self, *numbers: int) -> None:
         for number in numbers:
@@ -238,6 +241,22 @@ def test_a_held_out_example_never_stands_in_for_another(data: Path, tmp_path: Pa
     assert broken.examples.skipped == 2
 
 
+def test_a_run_that_goes_on_has_the_examples_it_had(data: Path, tmp_path: Path, processor: ProcessorMixin) -> None:
+    broken = Unreadable(data, tmp_path, processor, allowed=0.2)
+    file = tmp_path / "mine.json"
+    broken.lose(3)
+    first = checked(file, processor)
+    assert (first.unopened, len(first.examples)) == ([3], 20)
+    shutil.copy(data.parent / "0.png", tmp_path / "3.png")
+    broken.lose(5)
+    again = check(file, tmp_path, processor, recipe=RECIPE, allow_refused=1.0, unopened=first.unopened)
+    assert again.summary() == first.summary()
+    assert [one.record["id"] for one in again.examples] == [one.record["id"] for one in first.examples]
+    assert check(
+        write(tmp_path, record("a", ["Hi?", "Hi."])), tmp_path, processor, recipe=RECIPE, unopened=[3]
+    ).examples
+
+
 def test_too_many_pictures_that_cannot_be_read_stop_the_run(
     data: Path, tmp_path: Path, processor: ProcessorMixin
 ) -> None:
@@ -260,3 +279,33 @@ def test_what_the_loaders_processes_skip_is_counted_and_stops_without_a_trace(
         list(broken.examples.watch(loader))
     assert str(caught.value).startswith("The pictures of 3 of 21 examples cannot be read")
     assert "Traceback" not in str(caught.value)
+    assert not active_children()  # else the program would never end
+
+
+def test_what_other_processes_skip_counts_too_but_once(data: Path, tmp_path: Path, processor: ProcessorMixin) -> None:
+    broken = Unreadable(data, tmp_path, processor, allowed=0.1)
+    broken.lose(0, 5)
+    broken.answer(0)
+    two = Two(theirs={0, 5})
+    broken.examples.unite(3, two)
+    assert broken.examples.skipped == 2
+    broken.examples.unite(4, two)  # both know all
+    assert two.asked == 1
+    two.theirs.add(9)
+    with pytest.raises(DataError, match="3 of 21 examples cannot be read"):
+        broken.examples.unite(5, two)
+
+
+class Two:
+    """Of two processes, this one, and what the other one skipped."""
+
+    num_processes = 2
+    device = torch.device("cpu")
+
+    def __init__(self, theirs: set[int]) -> None:
+        self.theirs = theirs
+        self.asked = 0
+
+    def reduce(self, mine: torch.Tensor, how: str) -> torch.Tensor:
+        self.asked += 1
+        return mine + torch.tensor([number in self.theirs for number in range(len(mine))])

@@ -13,6 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from finetune import export as exporting
 from finetune.__main__ import main
+from finetune.assemble import assemble
 from finetune.export import HUB_LICENCES, _compare, export, origin
 from llava_app.checkpoints import Card, built_in, read_card, revision
 from llava_app.errors import TrainingError
@@ -46,6 +47,13 @@ def test_an_exported_lora_run_is_a_plain_model_that_answers_the_same(base: Path,
     torch.testing.assert_close(merged, adapted, atol=2e-2, rtol=1e-2)
     assert {value.dtype for value in load_file("out/model.safetensors").values()} == {torch.float16}
     assert load(read_card(Path("out")), "float32").model.generation_config.eos_token_id == [1]
+
+
+def test_a_run_that_sees_tiles_is_exported_too(tower: Path, language: Path, data: Path, folder: Path) -> None:
+    assemble(tower, language, folder / "tiled", image_mode="anyres")
+    run = train(folder / "tiled", data, "image_mode=anyres", "max_steps=1")
+    assert main(["export", str(run), "out"]) == 0
+    assert read_card(Path("out")).image_mode == "anyres"
 
 
 def test_the_model_card_says_where_it_comes_from_and_what_was_measured(base: Path, data: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from torch.optim import SGD
 
-from finetune import packing
+from finetune import checkpoint, packing
 from finetune.__main__ import main
 from finetune.checkpoint import Run
 from finetune.collate import Batch, StepCollator, pad
@@ -23,7 +24,7 @@ from finetune.recipe import load_recipe, recipe_from
 from finetune.stages import PARTS, STAGES, apply_stage, part_of, trainable
 from finetune.supervision import SupervisedLoss
 from finetune.train import Course, take_step, train
-from llava_app.checkpoints import find, read_card
+from llava_app.checkpoints import LOCK_NAME, find, read_card
 from llava_app.engine.decoder import LLAMA_KIN
 from llava_app.errors import TrainingError
 from llava_app.loading import Loaded, load
@@ -164,18 +165,6 @@ def test_too_little_memory_names_fields_of_the_recipe(
     assert FIELDS in told
     assert main(["align", *where]) == 2
     assert "Set gradient_checkpointing=true, micro_batch=32, or share" in capsys.readouterr().err
-
-
-def test_a_gpu_that_is_full_while_it_trains_names_them_too(
-    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("Tried to allocate 20 MiB.")
-
-    monkeypatch.setattr("finetune.train.train", full)
-    where = ["--base", str(base), "--data", str(data), "--name", "poor", "--runs", str(tmp_path)]
-    assert main(["instruct", *where]) == 2
-    assert f"The GPU's memory did not suffice. {FIELDS}" in capsys.readouterr().err
 
 
 def test_micro_batches_of_any_size_make_the_same_step(base: Path, data: Path) -> None:
@@ -331,6 +320,9 @@ def test_a_finished_run_is_not_repeated(base: Path, data: Path, capsys: pytest.C
     assert "another --name" in capsys.readouterr().err
     assert main(["align", "--name", "mine", "--resume", "epochs=2"]) == 2
     assert "keeps its own" in capsys.readouterr().err
+    for kept in (["--images", "elsewhere"], ["--track", "tensorboard"]):
+        assert main(["align", "--name", "mine", "--resume", *kept]) == 2
+        assert "keeps its own base, data, pictures, recipe and tracker" in capsys.readouterr().err
     assert main(["align", "--name", "mine", "--resume"]) == 0
     assert "finished already" in capsys.readouterr().out
 
@@ -366,6 +358,39 @@ def test_data_that_changed_since_the_start_is_not_resumed_with(base: Path, data:
     (folder / "mine").mkdir()
     with pytest.raises(TrainingError, match="changed since"):
         train(run, folder / "mine", resume=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(
+    base: Path, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "LET_GO", 0.1)
+    with FileLock(folder / "runs/mine" / LOCK_NAME):
+        assert main(command("align", base, data)) == 2
+    assert "mine is being trained by another process" in capsys.readouterr().err
+    assert not (folder / "runs/mine/run.yaml").exists()
+
+
+def test_who_waited_for_a_run_that_ended_meanwhile_leaves_it_alone(
+    base: Path, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("align", base, data, "max_steps=1")) == 0
+    assert LOCK_NAME not in find("mine").files
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(TrainingError, match="mine is finished"):
+        train(checkpoint.load_run(folder / "runs/mine"), folder / "runs/mine", resume=True)
+
+
+def test_a_gpu_whose_memory_is_full_is_one_sentence(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3 of 4 GiB in use.")
+
+    monkeypatch.setattr("finetune.train.take_step", full)
+    assert main(command("instruct", base, data, "lora_rank=4")) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("CUDA out of memory. Tried to allocate 2.00 GiB. What was saved before is whole")
+    assert "Set gradient_checkpointing=true, quantise=4bit, micro_batch=2, or share" in told
 
 
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
