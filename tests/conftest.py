@@ -1,5 +1,9 @@
 """A tokenizer and a processor that are small and real, and pictures to go with them."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: as many tests run as there are cores, each with its own
+
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -8,6 +8,7 @@ from playwright.sync_api import Browser, Page
 
 from llava_app.archive import pack
 from llava_app.conversation import Conversation
+from llava_app.ui.markdown import as_typed, as_written
 from tests.browser.conftest import Visit
 from tests.openai_server import openai_server
 from tests.serving import serving
@@ -131,7 +132,7 @@ def test_nothing_around_code_is_fetched_or_becomes_html(browser: Browser, hostil
     conversation = Conversation()
     for answer in (*BETWEEN_CODE, CODE):
         conversation = conversation.ask(answer).answer(answer, "stop")
-    (tmp_path / "hostile.zip").write_bytes(pack(conversation))
+    (tmp_path / "hostile.zip").write_bytes(pack(conversation, typed=as_typed, written=as_written))
     context = browser.new_context()
     visit = Visit(context, hostile)
     page = visit.tab()

@@ -177,7 +177,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert PASSWORD not in (folder / "log").read_text(encoding="utf-8")
 
 
-POSTS = ("queue/join", "upload", "call/ask", "component_server")
+POSTS = ("queue/join", "upload", "call/ask")
 GETS = ("config", "gradio_api/info", "gradio_api/openapi.json", "gradio_api/file=app.py", "gradio_api/queue/status")
 
 
@@ -189,6 +189,7 @@ def test_without_the_password_nothing_is_told_and_nothing_done(locked: str) -> N
         for path in GETS:
             assert stranger.http.get(path).status_code == 401, path
         assert stranger.http.get("openapi.json").status_code == 404
+        assert stranger.http.post("gradio_api/component_server", json={}).status_code == 404
         page = stranger.http.get("").text
         assert "scripted" not in page
         assert '"auth_required":true' in page.replace(" ", "")
