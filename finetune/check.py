@@ -1,7 +1,6 @@
 """python -m finetune check DATA: everything that can be known of data before anybody trains on it."""
 
 import argparse
-import json
 import os
 import sys
 from array import array
@@ -11,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finetune.cleaned import Writer, writers
 from finetune.data import OPENING_THREADS, try_opening
 from finetune.data.mixture import MIXTURES, Data, Part, open_data, picture_root
 from finetune.data.pictures import Place, open_picture
@@ -158,83 +158,14 @@ class Inspector:
         return self.ruler.cut_off(ids, supervised, images=len(image_names(record))) or len(ids)
 
 
-class Writer:
-    """Writes the good records to NAME.clean.jsonl, and the others with their reasons to NAME.refused.jsonl.
-
-    Makes the folder `out`. Raises DataError when nothing can be written there. Pictures are named so that the file of
-    good records can be trained on where it lies, but for those in archives, whose folder `close` tells.
-    """
-
-    def __init__(self, part: Part, out: Path, name: str) -> None:
-        self.out = out
-        self.folder = part.pictures.folder
-        self.elsewhere = self.folder.resolve() != out.resolve()
-        self.archived = self.elsewhere and bool(part.pictures.given or part.pictures.near)
-        self.left = False  # whether pictures keep names that are relative to their own folder
-        self.pictures = out / f"{name}.pictures"  # of datasets that hold them as bytes
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            self.clean = (out / f"{name}.clean.jsonl").open("w", encoding="utf-8")
-            self.refused = (out / f"{name}.refused.jsonl").open("w", encoding="utf-8")
-        except OSError as error:
-            raise DataError(
-                f"Nothing can be written to {out}: {error.strerror}. Give another folder as --out."
-            ) from error
-
-    def accept(self, record: dict[str, Any]) -> None:
-        """Write a good record; encoded pictures become files."""
-        names = [self._save(name) if isinstance(name, bytes) else self._name(name) for name in image_names(record)]
-        changed = {"image": names[0] if isinstance(record["image"], str) else names} if names else {}
-        self.clean.write(json.dumps(record | changed, ensure_ascii=False, default=_written) + "\n")
-
-    def refuse(self, record: Any, refusal: Refusal) -> None:
-        """Write why a record is refused, and the record."""
-        told = {"reason": refusal.reason, "details": refusal.details, "record": record}
-        self.refused.write(json.dumps(told, ensure_ascii=False, default=_written) + "\n")
-
-    def close(self) -> str:
-        """Close both; returns their names for a person."""
-        self.clean.close()
-        self.refused.close()
-        told = f"; their pictures lie in archives: train with --images {self.folder}" if self.left else ""
-        return f"written: {self.clean.name} and {self.refused.name}{told}"
-
-    def _name(self, name: str) -> str:
-        """Of a picture's file, as seen from the folder that is written to."""
-        if self.archived or not self.elsewhere:
-            self.left = self.archived
-            return name
-        return Path(os.path.relpath(self.folder / name, self.out)).as_posix()
-
-    def _save(self, encoded: bytes) -> str:
-        self.pictures.mkdir(exist_ok=True)
-        path = self.pictures / blake2b(encoded, digest_size=16).hexdigest()
-        path.write_bytes(encoded)
-        return f"{self.pictures.name}/{path.name}"
-
-
 def main(arguments: list[str]) -> int:
-    """Check every part of the data and print a report of each."""
+    """Check every part of the data and print a report of each. Raises DataError where a part has no good record."""
     options = _parser().parse_args(arguments)
     ruler = Ruler(processor_of(find(options.base)), options.max_length) if options.base else None
-    template = ruler.processor.chat_template if ruler else template_text(TEMPLATES[options.stage])
-    empty, shown = [], 0
+    empty, numbers = [], count(1)
     data = open_data(options.data, picture_root(options.data, options.images))
-    for part, (out, name) in zip(data.parts, _outs(data.parts, options.out), strict=True):
-        inspector = Inspector(part, stage=options.stage, ruler=ruler)
-        report, writer = Report(), Writer(part, out, name)
-        for record, found in inspector.inspect():
-            if isinstance(found, Refusal):
-                report.refuse(record, found)
-                writer.refuse(record, found)
-                continue
-            if len(report.lengths) < options.show:
-                print(show(record, template), end="\n\n")
-                shown += 1
-                if options.shown:
-                    save_shown(part.places(record), options.shown, shown)
-            report.accept(record, found)
-            writer.accept(record)
+    for part, writer in zip(data.parts, writers(data.parts, options.out), strict=True):
+        report = _inspect(part, writer, options=options, ruler=ruler, numbers=numbers)
         print(f"{part.path}: {_printable(report.describe(exact=ruler is not None, max_length=options.max_length))}")
         print(writer.close())
         if not report.lengths:
@@ -248,24 +179,35 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _inspect(
+    part: Part, writer: Writer, *, options: argparse.Namespace, ruler: Ruler | None, numbers: Iterator[int]
+) -> Report:
+    """Look at every record of a part, show the first good ones and write all; `numbers` are of those that are shown."""
+    template = ruler.processor.chat_template if ruler else template_text(TEMPLATES[options.stage])
+    report = Report()
+    for record, found in Inspector(part, stage=options.stage, ruler=ruler).inspect():
+        if isinstance(found, Refusal):
+            report.refuse(record, found)
+            writer.refuse(record, found)
+            continue
+        if len(report.lengths) < options.show:
+            print(show(record, template), end="\n\n")
+            number = next(numbers)
+            if options.shown:
+                save_shown(part.places(record), options.shown, number)
+        report.accept(record, found)
+        writer.accept(record)
+    return report
+
+
 def describe_mixture(path: Path, data: Data) -> str:
     """How many records a run draws of each part, good or not."""
     lines = [f"{path}: {len(data):,} records are drawn for each epoch"]
-    for part, count in zip(data.parts, np.bincount(data.part, minlength=len(data.parts)).tolist(), strict=True):
+    for part, drawn in zip(data.parts, np.bincount(data.part, minlength=len(data.parts)).tolist(), strict=True):
         held = len(part.records)
-        share = f"{count / max(1, len(data)):.0%} of the mixture, weight {count / max(1, held):.3g}"
-        lines.append(f"  {part.path}: {count:,} drawn from {held:,} records, {share}")
+        share = f"{drawn / max(1, len(data)):.0%} of the mixture, weight {drawn / max(1, held):.3g}"
+        lines.append(f"  {part.path}: {drawn:,} drawn from {held:,} records, {share}")
     return "\n".join(lines)
-
-
-def _outs(parts: Sequence[Part], out: Path | None) -> list[tuple[Path, str]]:
-    """For each part the folder and the name of what is written; parts that would write the same files are numbered."""
-    whole = [part.path if part.path.name.strip(".") else part.path.resolve() for part in parts]  # not "." or ".."
-    wanted = [(out or path.parent, path.name if path.is_dir() else path.stem) for path in whole]
-    return [
-        (folder, name if wanted.count((folder, name)) == 1 else f"{name}-{number}")
-        for number, (folder, name) in enumerate(wanted, 1)
-    ]
 
 
 def save_shown(places: Sequence[Place], folder: Path, number: int) -> None:
@@ -294,11 +236,6 @@ def show(record: dict[str, Any], template: str) -> str:
 def _printable(text: str) -> str:
     """Without control characters, by which data could write to the terminal whatever it likes."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
-
-
-def _written(value: Any) -> str:
-    """What JSON has no form for, such as the dates and bytes of a dataset's other columns."""
-    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
 
 
 def _hash(data: bytes) -> int:
