@@ -1,5 +1,6 @@
 """A tokenizer and a processor that are small and real, and pictures to go with them."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: as many tests run as there are cores, each with its own
@@ -13,6 +14,11 @@ from llava_app.images import Picture
 from llava_app.prompts import template_text
 
 pytest_plugins = ["tests.emulated_cuda", "tests.fixtures_model", "tests.family_models"]
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is not looked at again each time that an engine ends and collects."""
+    gc.freeze()
+
 
 TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

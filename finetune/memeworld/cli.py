@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llava_app.checkpoints import CARD_NAME
+
 BASE, TUNED = "memeworld-base", "memeworld"
 
 
@@ -30,7 +32,7 @@ class Plan:
     processes: int = 2
 
 
-SMOKE = Plan(Path("data/memeworld-smoke"), 256, 8, 8, 128, 32, 2, 2, 16, 5, 5, 5, 4)
+SMOKE = Plan(Path("data/memeworld-smoke"), 256, 3, 3, 128, 32, 2, 2, 16, 5, 5, 5, 4)
 
 
 def main(arguments: list[str]) -> None:
@@ -140,7 +142,9 @@ def _stage(stage: str, plan: Plan, *, base: Path, name: str, steps: int) -> None
 
 
 def _train(stage: str, name: str, *settings: str | Path) -> None:
-    """Start the run of this name, or go on with it."""
+    """Start the run of this name, or go on with it, unless it is finished."""
+    if (Path("runs") / name / CARD_NAME).exists():
+        return
     begun = (Path("runs") / name / "run.yaml").exists()
     _finetune(stage, "--name", name, *(["--resume"] if begun else settings))
 
