@@ -15,6 +15,7 @@ from llava_app.prompts import template_text
 
 pytest_plugins = ["tests.emulated_cuda", "tests.fixtures_model", "tests.family_models"]
 
+
 def pytest_collection_finish() -> None:
     """What is there before the first test is not looked at again each time that an engine ends and collects."""
     gc.freeze()
