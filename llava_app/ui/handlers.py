@@ -126,14 +126,9 @@ class Handlers:
             return
         earlier = messages(asked.so_far)[:-2]
         try:
-            with self.gate.answer(visitor(request)), closing(self._pieces(asked)) as pieces:
-                for so_far, phase in pieces:
-                    if not tab.wants(asked):
-                        break
-                    asked.so_far = so_far
-                    self.live.put(so_far)
-                    if tab.draws():
-                        yield messages(so_far, phase, earlier)
+            with self.gate.answer(visitor(request)), closing(self._drawn(tab, asked)) as drawn:
+                for so_far, phase in drawn:
+                    yield messages(so_far, phase, earlier)
         except Exception as error:
             asked.fail()
             self.live.put(asked.so_far)
@@ -218,6 +213,17 @@ class Handlers:
     def _offered(self, model: str | None) -> Sequence[Example]:
         card = self.models.cards().get(model or "")
         return self.world if card and card.kind in REAL and self.world else self.examples
+
+    def _drawn(self, tab: Tab, asked: Asked) -> Generator[tuple[Talk, str | None], None, None]:
+        """Of all that comes, which is kept, what the browser is to draw; until nobody waits for it any more."""
+        with closing(self._pieces(asked)) as pieces:
+            for so_far, phase in pieces:
+                if not tab.wants(asked):
+                    return
+                asked.so_far = so_far
+                self.live.put(so_far)
+                if tab.draws():
+                    yield so_far, phase
 
     def _pieces(self, asked: Asked) -> Generator[tuple[Talk, str | None], None, None]:
         """The talk so far and what its answer is doing; None at the end."""
