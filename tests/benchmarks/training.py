@@ -189,7 +189,7 @@ def recipe_for(stage: str, batch: int, **settings: Any) -> Recipe:
     return recipe_from(
         {
             "stage": stage, "template": TEMPLATES[stage], "image_mode": "pad", "learning_rate": RATE,
-            "global_batch": batch, "micro_batch": batch, "precision": "float32", **settings,
+            "global_batch": batch, "micro_batch": batch, "max_length": 1024, "precision": "float32", **settings,
         }
     )  # fmt: skip
 
