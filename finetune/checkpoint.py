@@ -124,7 +124,7 @@ def alone(folder: Path, *, resume: bool) -> Iterator[None]:
             refuse_taken(folder)
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == [LOCK_NAME]:  # it ended before there was anything to keep
+        if [path.name for path in folder.glob("*")] == [LOCK_NAME]:  # it ended before there was anything to keep
             shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch.optim import AdamW
 
 from finetune.checkpoint import (
     Run,
+    alone,
     cut_log,
     load_run,
     load_state,
@@ -204,3 +206,9 @@ def test_the_log_is_cut_to_the_steps_that_stay(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"ste']), encoding="utf-8")
     cut_log(tmp_path, 2)
     assert (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines() == lines[:2]
+
+
+def test_a_folder_that_is_deleted_while_it_trains_is_no_further_error(tmp_path: Path) -> None:
+    with alone(tmp_path / "mine", resume=False):
+        shutil.rmtree(tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
